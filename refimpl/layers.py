@@ -1,0 +1,217 @@
+"""The blocks that everybody already knows, written once.
+
+Shapes are given in einops letters: `b` batch, `c` channels, `h w` rows and columns of a map, `n` tokens,
+`heads`, `d` width of one head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def fold_norm(conv: nn.Conv2d | nn.Conv1d | nn.Linear, norm: nn.Module) -> nn.Module:
+    """The one layer that computes `norm(conv(x))` in evaluation mode.
+
+    With batch statistics μ, σ² and affine γ, β: W' = W·γ/√(σ²+ε), b' = β + (b − μ)·γ/√(σ²+ε).
+    """
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    weight = conv.weight * scale.reshape(-1, *[1] * (conv.weight.dim() - 1))
+    bias = norm.bias - norm.running_mean * scale
+    if conv.bias is not None:
+        bias = bias + conv.bias * scale
+    if isinstance(conv, nn.Linear):
+        folded = nn.Linear(conv.in_features, conv.out_features)
+    else:
+        folded = type(conv)(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+        )
+    folded.weight = nn.Parameter(weight.detach().clone(), requires_grad=conv.weight.requires_grad)
+    folded.bias = nn.Parameter(bias.detach().clone(), requires_grad=conv.weight.requires_grad)
+    return folded.to(conv.weight.device, conv.weight.dtype).train(conv.training)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, then batch normalisation: (b, c, h, w) -> (b, out_chans, h', w').
+
+    `padding=None` keeps the side of an odd kernel at stride 1. `norm_weight` is the initial γ.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        padding: int | None = None,
+        groups: int = 1,
+        norm_weight: float = 1.0,
+    ):
+        super().__init__()
+        padding = kernel_size // 2 if padding is None else padding
+        self.conv = nn.Conv2d(in_chans, out_chans, kernel_size, stride, padding, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(out_chans)
+        nn.init.constant_(self.norm.weight, norm_weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+    def fuse(self) -> nn.Conv2d:
+        """The equivalent single convolution (evaluation mode)."""
+        return fold_norm(self.conv, self.norm)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: while training, drop the whole branch of a sample with probability `p`, else scale it by 1/(1−p)."""
+
+    def __init__(self, p: float = 0.0):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.p == 0.0 or not self.training:
+            return x
+        keep = x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(1 - self.p)
+        return x * keep / (1 - self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between: (…, dim) -> (…, dim)."""
+
+    def __init__(self, dim: int, hidden_dim: int, act: Callable[[], nn.Module] = nn.GELU, out_dim: int | None = None):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = act()
+        self.fc2 = nn.Linear(hidden_dim, out_dim or dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class PatchEmbed(nn.Module):
+    """Cut the image into patches and project each: (b, c, H, W) -> (b, n, embed_dim), row by row."""
+
+    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int):
+        super().__init__()
+        if img_size % patch_size:
+            raise ValueError(f"img_size={img_size} is not divisible by patch_size={patch_size}")
+        self.img_size, self.patch_size = img_size, patch_size
+        self.grid_size = img_size // patch_size
+        self.num_patches = self.grid_size**2
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_image(x, self.proj.in_channels, (self.img_size, self.img_size))
+        return rearrange(self.proj(x), "b c h w -> b (h w) c")
+
+
+class SqueezeExcite(nn.Module):
+    """Reweight channels by their global mean: (b, c, h, w) -> (b, c, h, w)."""
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.fc1 = nn.Conv2d(dim, hidden_dim, 1)
+        self.fc2 = nn.Conv2d(hidden_dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = x.mean((2, 3), keepdim=True)
+        return x * torch.sigmoid(self.fc2(F.relu(self.fc1(s))))
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer normalisation over the channels of a map: (b, c, h, w) -> (b, c, h, w)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(super().forward(rearrange(x, "b c h w -> b h w c")), "b h w c -> b c h w")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of an attention map lie in the image, so that maps can be drawn.
+
+    grid: rows and columns of the whole (query) map; window: side of a square window, `None` for global attention
+    (the batch then is (b · windows), windows row by row, the map zero-padded right and bottom to full windows);
+    prefix: leading tokens that are no patches (class, distillation); key_grid: the keys' map where it differs
+    (pooled keys). Windowed maps: n = m = window².
+    """
+
+    grid: tuple[int, int]
+    window: int | None = None
+    prefix: int = 0
+    key_grid: tuple[int, int] | None = None
+
+
+class Attend(nn.Module):
+    """softmax(q kᵀ · scale + bias) v.
+
+    q: (b, heads, n, d), k: (b, heads, m, d), v: (b, heads, m, e); bias: (heads, n, m) or (b, heads, n, m), added to the logits.
+    Returns (b, heads, n, e). `scale` defaults to 1/√d.
+
+    `scaled_dot_product_attention` does the work; where it has no fused path on a CPU (e ≠ d), the product is written out.
+    `viz.attention.record(model)` sets `recorder`: maps are then computed *beside* the result, which stays bit-equal.
+    Attention that is more than a softmax (gated, pruned …) calls `observe` with its own maps.
+    """
+
+    def __init__(self, scale: float | None = None):
+        super().__init__()
+        self.scale = scale
+        self.recorder: Callable[[Tensor, Layout | None], None] | None = None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, layout: Layout | None = None) -> Tensor:
+        scale = self.scale or 1 / math.sqrt(q.shape[-1])
+        if bias is not None and bias.dim() == 3:
+            bias = bias[None]  # a 3-D mask would lose the fused CPU kernel
+        if self.recorder is not None:
+            with torch.no_grad():
+                self.recorder(attention_map(q, k, bias, scale), layout)
+        if q.shape[-1] == v.shape[-1] or q.is_cuda:
+            return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+        return attention_map(q, k, bias, scale) @ v
+
+    def observe(self, maps: Callable[[], Tensor], layout: Layout | None = None) -> None:
+        """Hand maps (b, heads, n, m) to the recorder; `maps` is only called while one listens."""
+        if self.recorder is not None:
+            with torch.no_grad():
+                self.recorder(maps(), layout)
+
+
+def attention_map(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """softmax over keys of q kᵀ · scale + bias: (b, heads, n, m)."""
+    logits = (q * scale) @ k.transpose(-2, -1)
+    if bias is not None:
+        logits = logits + bias
+    return logits.softmax(-1)
+
+
+def check_image(x: Tensor, in_chans: int, size: tuple[int, int] | None = None, multiple: int | None = None) -> None:
+    """Raise a `ValueError` that says what is wrong with a batch of images (b, c, h, w)."""
+    if x.dim() != 4:
+        raise ValueError(f"images must be (batch, channels, height, width), got {x.dim()} dimensions: {tuple(x.shape)}")
+    if x.shape[1] != in_chans:
+        raise ValueError(f"images have {x.shape[1]} channels, this model was built with in_chans={in_chans}")
+    got = tuple(x.shape[2:])
+    if size is not None and got != tuple(size):
+        raise ValueError(f"images are {got[0]}×{got[1]} pixels, this model was built for img_size={size[0]} ({size[0]}×{size[1]})")
+    if multiple is not None and (got[0] % multiple or got[1] % multiple):
+        raise ValueError(f"images are {got[0]}×{got[1]} pixels, both sides must be multiples of {multiple}")
+
+
+def check_heads(dim: int, num_heads: int) -> None:
+    """Raise a `ValueError` when the heads do not divide the width."""
+    if num_heads < 1 or dim % num_heads:
+        raise ValueError(f"num_heads={num_heads} must be at least 1 and divide dim={dim}")

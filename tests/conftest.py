@@ -1,0 +1,71 @@
+"""Shared by all tests: the official figures as a fixture, Triton's interpreter, one thread a worker, the exactness report."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+
+from refimpl.lab import golden  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+deviations = pytest.StashKey[dict]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--golden", metavar="DIR", default=ROOT / "tests" / "golden", type=Path, help="folder of official figures, <DIR>/<stem>/<case>.json")
+    parser.addoption("--exactness", metavar="FILE", type=Path, help="write every case's largest deviation to this JSON file")
+
+
+def pytest_configure(config):
+    config.stash[deviations] = {}
+
+
+def pytest_generate_tests(metafunc):
+    """`official_case` runs over every file of the module's `STEM` (or `STEMS`)."""
+    if "official_case" not in metafunc.fixturenames:
+        return
+    folder = metafunc.config.getoption("golden")
+    stems = getattr(metafunc.module, "STEMS", None) or [metafunc.module.STEM]
+    cases = [case for stem in stems for case in golden.cases(stem, folder)]
+    metafunc.parametrize("official_case", cases, ids=[f"{c.stem}/{c.name}" for c in cases])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    case = getattr(item, "callspec", None) and item.callspec.params.get("official_case")
+    if case is not None and report.when == "call":
+        record = {
+            "stem": case.stem,
+            "case": case.name,
+            "source": case.data.get("source", ""),
+            "params": case.data.get("params"),
+            "macs": case.data.get("macs"),
+            "batch": case.data["inputs"][0][0] if case.data.get("params") and isinstance(case.data.get("inputs"), list) and case.data["inputs"] else None,
+            "deviation": max(case.deviations.values(), default=None),
+            "passed": report.passed,
+        }
+        report.user_properties.append(("exactness", record))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    records = [value for r in reports for key, value in r.user_properties if key == "exactness"]
+    if not records:
+        return
+    terminalreporter.section("official figures: largest deviation as a share of the output's norm")
+    for r in sorted(records, key=lambda r: (r["stem"], r["case"])):
+        figure = "compared exactly" if r["deviation"] is None else f"{r['deviation']:.1e}"
+        terminalreporter.write_line(f"{'ok  ' if r['passed'] else 'FAIL'} {r['stem']}/{r['case']:<36} {figure}")
+    if path := config.getoption("exactness"):
+        path.write_text(json.dumps(sorted(records, key=lambda r: (r["stem"], r["case"])), indent=1) + "\n")
