@@ -84,7 +84,8 @@ PAPERS: dict[str, Paper] = {
             venue="CVPR",
             year=2023,
             part="attention",
-            idea="One attention layer between feed-forward layers, its heads fed different channels in a cascade: fewer bytes moved, fewer multiplications, heads that differ.",
+            idea="One attention layer between feed-forward layers, its heads fed different channels in a cascade: fewer bytes moved, fewer multiplications, "
+            "heads that differ.",
             arxiv="2305.07027",
             code="https://github.com/microsoft/Cream/tree/main/EfficientViT",
             commit="4a13c4091e78f9abd2160e7e01c02e48c1cf8fb9",
@@ -92,8 +93,8 @@ PAPERS: dict[str, Paper] = {
             claims=(
                 Claim(
                     "efficientvit.1",
-                    "The run time of attention is bounded by memory traffic: its element-wise operations and reshapes lie below the machine's ridge point, and take a larger share "
-                    "of the time than in a feed-forward layer of equal FLOPs.",
+                    "The run time of attention is bounded by memory traffic: its element-wise operations and reshapes lie below the machine's ridge point, and "
+                    "take a larger share of the time than in a feed-forward layer of equal FLOPs.",
                     "profiles of Swin-T and DeiT-T on a V100: memory-bound operations dominate",
                     "miniature",
                 ),
@@ -121,8 +122,8 @@ PAPERS: dict[str, Paper] = {
                     "77.1 % top-1; +40.4 % throughput on a V100, +45.2 % on a Xeon",
                     "out_of_reach",
                     needs="ImageNet-1k, a V100 and a Xeon server",
-                    command="python main.py --eval --model EfficientViT_M5 --resume ./efficientvit_m5.pth --data-path $PATH_TO_IMAGENET && python speed_test.py  "
-                    "# official repository, EfficientViT/classification",
+                    command="python main.py --eval --model EfficientViT_M5 --resume ./efficientvit_m5.pth --data-path $PATH_TO_IMAGENET && python "
+                    "speed_test.py  # official repository, EfficientViT/classification",
                 ),
                 Claim(
                     "efficientvit.6",
@@ -130,8 +131,8 @@ PAPERS: dict[str, Paper] = {
                     "70.8 % top-1; 5.8× (GPU), 3.7× (CPU), 7.4× (ONNX) the speed",
                     "out_of_reach",
                     needs="ImageNet-1k, a V100, a Xeon server, ONNX Runtime",
-                    command="python main.py --eval --model EfficientViT_M2 --resume ./efficientvit_m2.pth --data-path $PATH_TO_IMAGENET && python speed_test.py  "
-                    "# official repository, EfficientViT/classification",
+                    command="python main.py --eval --model EfficientViT_M2 --resume ./efficientvit_m2.pth --data-path $PATH_TO_IMAGENET && python "
+                    "speed_test.py  # official repository, EfficientViT/classification",
                 ),
                 Claim(
                     "efficientvit.7",
@@ -141,7 +142,8 @@ PAPERS: dict[str, Paper] = {
                 ),
                 Claim(
                     "efficientvit.8",
-                    "With h heads, splitting the channels divides the multiplications of the query, key and value projections by h and leaves the rest of attention as it was.",
+                    "With h heads, splitting the channels divides the multiplications of the query, key and value projections by h and leaves the rest of "
+                    "attention as it was.",
                     "fewer parameters and FLOPs, from the layer's definition",
                     "identity",
                 ),
@@ -176,7 +178,8 @@ PAPERS: dict[str, Paper] = {
             venue="CVPR",
             year=2025,
             part="state_spaces",
-            idea="Linear maps commute with the read-out of a state-space layer, so its expensive projections can act on a few hidden states and not on every token.",
+            idea="Linear maps commute with the read-out of a state-space layer, so its expensive projections can act on a few hidden states and not on every "
+            "token.",
             arxiv="2411.15241",
             code="https://github.com/mlvlab/EfficientViM",
             commit="304340cb9c339b61669250d058525c9cdadd5e93",
@@ -188,12 +191,13 @@ PAPERS: dict[str, Paper] = {
                     "72.9, 75.4, 77.6, 79.4 % top-1 (M1–M4, 300 epochs), 73.5 % (M1, 450 epochs); 7 % faster than SHViT-S2",
                     "out_of_reach",
                     needs="ImageNet-1k and a GPU for the accuracies and speeds, eight GPUs for training",
-                    command="evaluate the official checkpoints (EfficientViM_M1_e300.pth … EfficientViM_M4_e450.pth, linked from the official README) on the ImageNet validation set with "
-                    "the official repository's classification folder, and time both families on one GPU",
+                    command="evaluate the official checkpoints (EfficientViM_M1_e300.pth … EfficientViM_M4_e450.pth, linked from the official README) on the "
+                    "ImageNet validation set with the official repository's classification folder, and time both families on one GPU",
                 ),
                 Claim(
                     "efficientvim.2",
-                    "A hidden-state mixer costs fewer multiply-adds than a state-space-duality layer: the term L·D² becomes N·D², with L tokens, N states and D channels.",
+                    "A hidden-state mixer costs fewer multiply-adds than a state-space-duality layer: the term L·D² becomes N·D², with L tokens, N states and "
+                    "D channels.",
                     "O(LD²) against O(ND² + LND)",
                     "identity",
                 ),
@@ -227,8 +231,8 @@ PAPERS: dict[str, Paper] = {
                     "72.9 → 74.6, 75.4 → 76.7, 77.6 → 79.1, 79.4 → 80.7 % top-1, 300 epochs",
                     "out_of_reach",
                     needs="ImageNet-1k, the RegNetY-160 teacher, eight GPUs",
-                    command="evaluate the official checkpoints EfficientViM_M{1..4}_e300.pth and EfficientViM_M{1..4}_dist.pth on the ImageNet validation set with the official "
-                    "repository's classification folder",
+                    command="evaluate the official checkpoints EfficientViM_M{1..4}_e300.pth and EfficientViM_M{1..4}_dist.pth on the ImageNet validation set "
+                    "with the official repository's classification folder",
                 ),
                 Claim(
                     "efficientvim.8",
@@ -290,8 +294,9 @@ PAPERS: dict[str, Paper] = {
                     "78.7 % top-1 at 1.3 G against 73.1 % at 1.5 G",
                     "out_of_reach",
                     needs="ImageNet-1k and sixteen GPUs; the CUDA selective scan",
-                    command="python -m torch.distributed.launch --nnodes=1 --node_rank=0 --nproc_per_node=8 main.py --cfg configs/vssm/vssm_efficient_small.yaml --batch-size 128 "
-                    "--data-path /dataset/ImageNet2012 --output /tmp  # official repository; the file's width must first be set to 64, see the differences",
+                    command="python -m torch.distributed.launch --nnodes=1 --node_rank=0 --nproc_per_node=8 main.py --cfg "
+                    "configs/vssm/vssm_efficient_small.yaml --batch-size 128 --data-path /dataset/ImageNet2012 --output /tmp  # official repository; the "
+                    "file's width must first be set to 64, see the differences",
                 ),
                 Claim(
                     "efficientvmamba.2",
@@ -317,7 +322,8 @@ PAPERS: dict[str, Paper] = {
                     "gain in the paper's ImageNet ablation",
                     "out_of_reach",
                     needs="ImageNet-1k and sixteen GPUs",
-                    command="train the model with the two kinds of block exchanged between stages 1–2 and 3–4 under the official recipe and compare top-1 after 300 epochs",
+                    command="train the model with the two kinds of block exchanged between stages 1–2 and 3–4 under the official recipe and compare top-1 "
+                    "after 300 epochs",
                 ),
                 Claim(
                     "efficientvmamba.6",
@@ -357,8 +363,8 @@ PAPERS: dict[str, Paper] = {
                     "efficientvmamba.d3",
                     "The atrous scan keeps a global receptive field.",
                     "Four forward scans, one for each parity class, with no backward scan.",
-                    "Without its 3×3 convolution a scan layer lets a pixel see only earlier pixels of its own class, at most a quarter of the map; convolutions, depth and the "
-                    "squeeze-excite mean must supply the rest.",
+                    "Without its 3×3 convolution a scan layer lets a pixel see only earlier pixels of its own class, at most a quarter of the map; "
+                    "convolutions, depth and the squeeze-excite mean must supply the rest.",
                 ),
                 Difference(
                     "efficientvmamba.d4",
@@ -395,7 +401,8 @@ PAPERS: dict[str, Paper] = {
             venue="ICLR",
             year=2025,
             part="beyond",
-            idea="Score a program by how far it stays below a time limit set by an expert's solution, and estimate the best of k samples without bias and with little variance.",
+            idea="Score a program by how far it stays below a time limit set by an expert's solution, and estimate the best of k samples without bias and with "
+            "little variance.",
             arxiv="2406.06647",
             code="https://github.com/q-rz/enamel",
             commit="b97da79c779b98eaa8b2a1b17a13d2eb0b6d16a5",
@@ -437,7 +444,8 @@ PAPERS: dict[str, Paper] = {
                     "GPT-4: eff@1 0.454 with pass@1 0.831; GPT-4 Turbo 0.470 with 0.796",
                     "out_of_reach",
                     needs="the 142 problems, generated tests and language-model samples; Linux, hours of undisturbed CPU time",
-                    command="python3 demo.py --load_name gpt-4_temp_0.0 --tests cache/eval~tests.pkl  # official repository, in a container: it runs untrusted code and unpickles its tests",
+                    command="python3 demo.py --load_name gpt-4_temp_0.0 --tests cache/eval~tests.pkl  # official repository, in a container: it runs untrusted "
+                    "code and unpickles its tests",
                 ),
                 Claim(
                     "enamel.7",
@@ -517,7 +525,8 @@ PAPERS: dict[str, Paper] = {
                     "up to 3.7× search throughput, up to 4.9× faster construction",
                     "out_of_reach",
                     needs="a server with over a hundred threads; collections of 1 to 100 million embeddings",
-                    command="build and search a LeanVec and a float16 index of the `scalable-vs` package at equal recall on the paper's data sets and compare queries per second",
+                    command="build and search a LeanVec and a float16 index of the `scalable-vs` package at equal recall on the paper's data sets and compare "
+                    "queries per second",
                 ),
                 Claim(
                     "leanvec.5",
@@ -594,7 +603,8 @@ PAPERS: dict[str, Paper] = {
             claims=(
                 Claim(
                     "convit.1",
-                    "Gated positional self-attention can be initialised as a convolution: with gate 1 and large locality strength each head reads exactly one fixed offset.",
+                    "Gated positional self-attention can be initialised as a convolution: with gate 1 and large locality strength each head reads exactly one "
+                    "fixed offset.",
                     "exact in the limit, from the paper's derivation",
                     "identity",
                 ),
@@ -604,7 +614,8 @@ PAPERS: dict[str, Paper] = {
                     "73.1 against 72.2 (Ti), 81.3 against 79.8 (S), 82.4 against 81.8 % top-1 (B)",
                     "out_of_reach",
                     needs="ImageNet-1k; four to sixteen GPUs for training",
-                    command="python main.py --eval --model convit_tiny --pretrained --data-path /path/to/imagenet  # official repository; documented result 73.116 % top-1",
+                    command="python main.py --eval --model convit_tiny --pretrained --data-path /path/to/imagenet  # official repository; documented result "
+                    "73.116 % top-1",
                 ),
                 Claim(
                     "convit.3",
@@ -684,7 +695,8 @@ PAPERS: dict[str, Paper] = {
             venue="ECCV",
             year=2024,
             part="inside",
-            idea="A feature map is content plus a pattern tied to position; views of one image at different places separate the two, and one block learns to do it in one pass.",
+            idea="A feature map is content plus a pattern tied to position; views of one image at different places separate the two, and one block learns to "
+            "do it in one pass.",
             arxiv="2401.02957",
             code="https://github.com/Jiawei-Yang/Denoising-ViT",
             commit="82704df9ba253c9696dcf3a8239434e3cbacf19d",
@@ -692,8 +704,8 @@ PAPERS: dict[str, Paper] = {
             claims=(
                 Claim(
                     "dvt.1",
-                    "Feature maps of vision transformers carry an artifact tied to position: position explains more of their variance, and can be read off them better, than "
-                    "in a network without position embedding.",
+                    "Feature maps of vision transformers carry an artifact tied to position: position explains more of their variance, and can be read off "
+                    "them better, than in a network without position embedding.",
                     "visible in DINO, DINOv2, CLIP, MAE, DeiT-III and others",
                     "miniature",
                 ),
@@ -711,7 +723,8 @@ PAPERS: dict[str, Paper] = {
                 ),
                 Claim(
                     "dvt.4",
-                    "For each image, fitting content F, shared artifact G and residual over many views separates them: position can be read from F far less than from the raw features.",
+                    "For each image, fitting content F, shared artifact G and residual over many views separates them: position can be read from F far less "
+                    "than from the raw features.",
                     "768 views and 25 000 steps an image",
                     "miniature",
                 ),
@@ -733,7 +746,8 @@ PAPERS: dict[str, Paper] = {
                     "VOC 83.52 → 84.92 mIoU, ADE20K 47.02 → 48.54 mIoU, NYU RMSE 0.3965 → 0.3811",
                     "out_of_reach",
                     needs="pretrained DINOv2 weights, PASCAL VOC, ADE20K, NYU depth and a GPU",
-                    command="evaluate the denoisers of the hub repository jjiaweiyang/DVT with the official repository's sample_scripts in its mmsegmentation environment",
+                    command="evaluate the denoisers of the hub repository jjiaweiyang/DVT with the official repository's sample_scripts in its mmsegmentation "
+                    "environment",
                 ),
             ),
             differences=(
