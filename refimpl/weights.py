@@ -1,8 +1,8 @@
 """Weights in and out: official checkpoints through short name maps, our own as safetensors.
 
 A model class carries `name_maps: dict[str, Rules]`. Rules turn a foreign tensor name into ours: an ordered list of
-`(pattern, replacement)` applied with `re.sub`; the replacement `None` drops every name that the pattern matches (buffers
-that are computed). Patterns are not anchored at the model's root unless they say so, so the same rules serve a part of a model.
+`(pattern, replacement)` applied with `re.sub` (so a replacement may be a function, where indices shift); the replacement `None`
+drops every name that the pattern matches (buffers that are computed). Patterns are not anchored at the model's root unless they say so, so the same rules serve a part of a model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-Rules = list[tuple[str, str | None]]
+Rules = list[tuple[str, str | Callable[[re.Match], str] | None]]
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "denoiser")
 
 
@@ -78,7 +78,9 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Tensor], r
     kind, mapped = min(plans.items(), key=lambda plan: len(own.keys() ^ plan[1].keys()))
     problems = compare(own, mapped)
     if problems:
-        raise ValueError(f"{type(model).__name__}: these weights don't fit ({kind} names, {len(problems)} problems; the model is unchanged)\n  " + "\n  ".join(problems[:12]))
+        raise ValueError(
+            f"{type(model).__name__}: these weights don't fit ({kind} names, {len(problems)} problems; the model is unchanged)\n  " + "\n  ".join(problems[:12])
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(mapped[name].reshape(tensor.shape))
