@@ -90,6 +90,7 @@ PAPERS: dict[str, Paper] = {
             code="https://github.com/microsoft/Cream/tree/main/EfficientViT",
             commit="4a13c4091e78f9abd2160e7e01c02e48c1cf8fb9",
             licence="MIT",
+            variants=("m0", "m1", "m2", "m3", "m4", "m5"),
             claims=(
                 Claim(
                     "efficientvit.1",
