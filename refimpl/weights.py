@@ -2,7 +2,8 @@
 
 A model class carries `name_maps: dict[str, Rules]`. Rules turn a foreign tensor name into ours: an ordered list of
 `(pattern, replacement)` applied with `re.sub` (so a replacement may be a function, where indices shift); the replacement `None`
-drops every name that the pattern matches (buffers that are computed). Patterns are not anchored at the model's root unless they say so, so the same rules serve a part of a model.
+drops every name that the pattern matches (buffers that are computed). Patterns are not anchored at the model's root unless they say
+so, so the same rules serve a part of a model.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def trace(model: nn.Module, images: Tensor, names) -> dict[str, Tensor]:
     names, outputs = set(names), {}
 
     def keep(name):
-        return lambda module, args, result: outputs.setdefault(name, result.detach()) if isinstance(result, Tensor) else None
+        return lambda module, args, result: outputs.setdefault(name, result.detach().clone()) if isinstance(result, Tensor) else None
 
     hooks = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if name in names]
     try:
