@@ -135,7 +135,11 @@ def trace(model: nn.Module, images: Tensor, names) -> dict[str, Tensor]:
     names, outputs = set(names), {}
 
     def keep(name):
-        return lambda module, args, result: outputs.setdefault(name, result.detach().clone()) if isinstance(result, Tensor) else None
+        def hook(module, args, result) -> None:
+            if isinstance(result, Tensor) and name not in outputs:
+                outputs[name] = result.detach().clone()  # a copy: the next layer may work in place
+
+        return hook
 
     hooks = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if name in names]
     try:

@@ -66,7 +66,8 @@ def read(stem: str) -> dict[int, Exercise]:
         check = [c.source for c, t in zip(code, tags, strict=True) if "exercise-check" in t]
         solution = [c.source for c, t in zip(code, tags, strict=True) if "hide-cell" in t and c.source.startswith(f"#@title Solution {number} ")]
         if len(check) != 1 or len(solution) != 1 or "exercise-check" in tags[0]:
-            raise AssertionError(f"{stem}, exercise {number}: wants an answer cell, one cell tagged exercise-check, one folded solution; has {[sorted(t) for t in tags]}")
+            found = [sorted(t) for t in tags]
+            raise AssertionError(f"{stem}, exercise {number}: wants an answer cell, one cell tagged exercise-check, one folded solution; has {found}")
         exercises[number] = Exercise(setup, code[0].source, check[0], solution[0])
     return exercises
 

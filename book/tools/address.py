@@ -19,7 +19,8 @@ def current(root: Path = ROOT) -> str:
 
 def holders(root: Path = ROOT) -> list[Path]:
     """Every file that names the address."""
-    return [root / "_config.yml", root / "README.md", root / "CITATION.cff", root / "CONTRIBUTING.md", *sorted((root / "notebooks").glob("*.ipynb")), *sorted((root / "notebooks" / "text").glob("*.md"))]
+    chapters = [*(root / "notebooks").glob("*.ipynb"), *(root / "notebooks" / "text").glob("*.md")]
+    return [root / name for name in ("_config.yml", "README.md", "CITATION.cff", "CONTRIBUTING.md")] + sorted(chapters)
 
 
 def forms(repo: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Execute chapters in place: `notebooks/text/<stem>.md` -> `notebooks/<stem>.ipynb` with outputs, by papermill, a line a cell.
 
-    python book/tools/execute.py [stem …]      (no stem: every chapter; two at a time with -j 2)
+python book/tools/execute.py [stem …]      (no stem: every chapter; two at a time with -j 2)
 """
 
 from __future__ import annotations

@@ -1,0 +1,122 @@
+"""Nothing drifts: style, import rules, environment, README, address, and that the tree holds what it says it holds."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+tomllib = pytest.importorskip("tomllib")  # Python 3.11
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "book" / "tools"))
+
+import address  # noqa: E402
+import readme  # noqa: E402
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CONDA_NAMES = {"pytorch": "torch"}
+
+
+def run(*command: str):
+    result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_lint():
+    run("ruff", "check", "--no-cache", ".")
+
+
+def test_format():
+    run("ruff", "format", "--no-cache", "--check", ".")
+
+
+def test_who_may_import_whom():
+    result = subprocess.run([str(Path(sys.executable).parent / "lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def split(requirement: str) -> tuple[str, str]:
+    name, spec = re.fullmatch(r"([\w-]+)\s*(.*)", requirement.split(";")[0].strip()).groups()
+    return CONDA_NAMES.get(name, name), spec.strip()
+
+
+def test_environment_agrees_with_the_project():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    have = dict(split(entry) for entry in conda if isinstance(entry, str) and not entry.startswith("pip"))
+    python = have.pop("python")
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = dict(split(r) for r in [*PROJECT["project"]["dependencies"], *extras["chapters"], *extras["book"], *extras["test"]])
+    assert have == wanted
+    assert python == PROJECT["project"]["requires-python"]
+
+
+def test_constraints_satisfy_the_project():
+    from packaging.requirements import Requirement
+
+    lines = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    pins = {re.sub(r"[-_.]+", "-", r.name).lower(): next(iter(r.specifier)).version for r in lines}
+    extras = PROJECT["project"]["optional-dependencies"]
+    for requirement in map(Requirement, [*PROJECT["project"]["dependencies"], *(r for e in ("chapters", "book", "test", "gpu") for r in extras[e])]):
+        assert pins[requirement.name.lower()] in requirement.specifier, requirement
+
+
+def test_readme_is_fresh():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.render(text) == text, "README.md is stale: make readme"
+
+
+def test_readme_names_files_that_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_one_address():
+    repo = address.current()
+    assert yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"] == f"https://github.com/{repo}"
+    owner, name = repo.split("/")
+    for path in address.holders():
+        text = path.read_text(encoding="utf-8")
+        for other in re.findall(r"git\+https://github\.com/([\w.-]+/[\w.-]+?)(?=[\"'\s#@\\]|$)", text):
+            assert other == repo, path
+        for other in re.findall(r"https://([\w-]+\.github\.io/[\w.-]+)", text) if path.suffix != ".md" or path.parent == ROOT else []:
+            assert other == f"{owner}.github.io/{name}", path
+    assert f"github.com/{repo}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_address_can_be_changed_and_changed_back(tmp_path):
+    for path in address.holders():
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    before = {path: path.read_text() for path in address.holders(tmp_path)}
+    old = address.current(tmp_path)
+    address.rewrite("someone/elsewhere", tmp_path)
+    assert address.current(tmp_path) == "someone/elsewhere"
+    for path in address.holders(tmp_path):
+        assert f"github.com/{old}" not in path.read_text(), path
+    address.rewrite(old, tmp_path)
+    assert {path: path.read_text() for path in address.holders(tmp_path)} == before
+    with pytest.raises(ValueError, match="owner/name"):
+        address.rewrite("https://example.org/x/y", tmp_path)
+
+
+def test_tree_holds_no_leftovers():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert not [f for f in files if f.endswith((".pyc", ".pth", ".pt", ".orig", ".log")) or "_build/" in f or f.startswith(".venv")]
+    for name in files:
+        path = ROOT / name
+        if not path.exists() or name.startswith(("tests/golden/", "book/_static/", "notebooks/")) or path.suffix in (".png", ".svg", ".ico"):
+            continue
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        assert not re.search(r"\b(TODO|FIXME|XXX)\b", text) or name.endswith("test_repository.py"), f"{name}: unfinished"
+    large = {f: (ROOT / f).stat().st_size for f in files if (ROOT / f).exists() and (ROOT / f).stat().st_size > 1_500_000}
+    assert not large, large
