@@ -1,0 +1,21 @@
+"""The book's local Sphinx extension: pages made from the catalogue, the executed chapters and `book/results/*.json`, and the theme put right.
+
+`sources` reads, `html` writes HTML, `katex` sets mathematics at build time, `pages` holds the directives, `api` the reference pages,
+`theme` what each page gets and what is taken away from it. Nothing here asks a network for anything.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))  # the checkout's refimpl, whether or not it is installed
+
+
+def setup(app):
+    from refimpl_book import api, katex, pages, theme
+
+    for part in (katex, theme, api, pages):
+        part.setup(app)
+    return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": False}

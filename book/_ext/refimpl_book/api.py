@@ -1,0 +1,78 @@
+"""Reference pages: one for each module, written by autodoc from the sources. Docstrings are read as Markdown, as the house writes them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from refimpl_book import ROOT, html, sources
+
+PAGES = ROOT / "book" / "api"
+ROOMS = {
+    "": "The front door",
+    "papers": "Papers",
+    "bases": "Bases",
+    "kernels": "Kernels",
+    "lab": "Laboratory",
+    "viz": "Seeing",
+}
+
+
+def modules() -> list[str]:
+    """Every public module of the package, `refimpl` first; not the empty rooms of papers and bases."""
+    names = []
+    for path in sorted((ROOT / "refimpl").rglob("*.py")):
+        if path.name == "__init__.py" and path.parent.name in ("papers", "bases"):
+            continue
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return sorted(names, key=lambda n: (n.count("."), n))
+
+
+def summary(module: str) -> str:
+    """First paragraph of a module's docstring, read without importing it."""
+    import ast
+
+    path = ROOT / Path(*module.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(doc.split("\n\n")[0].split())
+
+
+def write_pages() -> None:
+    """A page for each module, rewritten only when it changed, so that an unchanged book stays unchanged."""
+    PAGES.mkdir(exist_ok=True)
+    wanted = {}
+    for name in modules():
+        path = ROOT / Path(*name.split("."))
+        file = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).relative_to(ROOT).as_posix()
+        wanted[f"{name}.md"] = (
+            f"# `{name}`\n\n[{file}]({sources.source_link(file)})\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n   :member-order: bysource\n```\n"
+        )
+    for old in PAGES.glob("refimpl*.md"):
+        if old.name not in wanted:
+            old.unlink()
+    for name, text in wanted.items():
+        page = PAGES / name
+        if not page.exists() or page.read_text(encoding="utf-8") != text:
+            page.write_text(text, encoding="utf-8")
+
+
+def as_markdown(app, what, name, obj, options, lines):
+    """Replace a docstring by its HTML: it is Markdown, and can break no build."""
+    text = "\n".join(lines).strip()
+    if not text:
+        return
+    text = re.sub(r"(?m)(?:^>>> .*\n?(?:^(?!>>> |\s*$).*\n?)*)+", lambda m: f"```python\n{m[0].rstrip()}\n```\n", text)
+    shown = html.markdown(text)
+    lines[:] = [".. raw:: html", "", *(f"   {line}" for line in shown.splitlines()), ""]
+
+
+def setup(app):
+    write_pages()
+    app.setup_extension("sphinx.ext.autodoc")
+    app.connect("autodoc-process-docstring", as_markdown)
+    app.config.autodoc_typehints = "signature"
+    app.config.autodoc_preserve_defaults = True
+    app.config.add_module_names = False
+    app.config.nitpick_ignore_regex = [("py:.*", ".*")]

@@ -1,0 +1,481 @@
+"""The directives behind the generated pages. Each reads `sources` and returns HTML; nothing is typed by hand."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from refimpl_book import api, html, sources
+from sphinx.util.docutils import SphinxDirective
+
+THUMBNAIL = (440, 248)
+
+
+class Page(SphinxDirective):
+    """A directive that returns HTML and rebuilds when what it read has changed."""
+
+    has_content = True
+
+    def run(self):
+        for file in sources.dependencies():
+            self.env.note_dependency(file)
+        made = self.make()
+        return made if isinstance(made, list) else [raw(made)]
+
+    def make(self) -> str | list[nodes.Node]:
+        raise NotImplementedError
+
+    def to(self, docname: str, anchor: str = "") -> str:
+        """Relative address of another page of the book."""
+        return self.env.app.builder.get_relative_uri(self.env.docname, docname) + (f"#{anchor}" if anchor else "")
+
+    def root(self) -> str:
+        """Relative address of the book's root."""
+        return "../" * self.env.docname.count("/")
+
+    def chapter_link(self, paper) -> str:
+        """The paper's name, linked where its chapter is written."""
+        name = html.escape(paper.name)
+        return html.link(self.to(f"notebooks/{paper.stem}"), name) if sources.written(paper.stem) else name
+
+    def parse(self, text: str) -> list[nodes.Node]:
+        """MyST text as nodes, directives included."""
+        container = nodes.container()
+        self.state.nested_parse(StringList(text.splitlines(), source=self.env.docname), 0, container)
+        return container.children
+
+    def section(self, id: str, title: str, *content: nodes.Node) -> nodes.section:
+        made = nodes.section("", nodes.title(title, title), *content, ids=[id], names=[nodes.fully_normalize_name(title)])
+        return made
+
+
+def raw(text: str) -> nodes.raw:
+    return nodes.raw("", text, format="html")
+
+
+class PaperList(Page):
+    """`{paper-list} <part>`: the papers of a part; those without a chapter by name and idea alone."""
+
+    required_arguments = 1
+
+    def make(self):
+        part = self.arguments[0]
+        if part not in sources.parts():
+            raise self.error(f"unknown part {part!r}; there are {', '.join(sources.parts())}")
+        items = []
+        for paper in (p for p in sources.papers() if p.part == part):
+            idea = html.inline(paper.idea)
+            if not sources.written(paper.stem):
+                items.append(f'<div class="paper planned"><h3>{html.escape(paper.name)}</h3><p>{idea}</p></div>')
+                continue
+            facts = [html.escape(paper.title), html.escape(venue(paper))]
+            if paper.url:
+                facts.append(html.link(paper.url, f"arXiv:{paper.arxiv}"))
+            items.append(
+                f'<div class="paper"><h3>{self.chapter_link(paper)}</h3><p>{idea}</p><p class="facts">{" · ".join(facts)}</p>'
+                f'<p class="facts">{verdict_counts(paper.stem)}</p></div>'
+            )
+        return f'<div class="papers">{"".join(items)}</div>' if items else html.note("No paper of this part is in the catalogue yet.")
+
+
+def venue(paper) -> str:
+    return paper.venue if str(paper.year) in paper.venue else f"{paper.venue} {paper.year}".strip()
+
+
+def verdict_counts(stem: str) -> str:
+    counts = Counter(c["verdict"] for c in sources.chapter(stem).claims)
+    return " ".join(f"{html.verdict(name)} {counts[name]}" for name in html.VERDICTS if counts[name])
+
+
+class Gallery(Page):
+    """Cards of all written chapters; the picture is the chapter's first figure."""
+
+    def make(self):
+        cards = []
+        for paper in sources.papers():
+            if not sources.written(paper.stem):
+                continue
+            picture = thumbnail(self.env.app, paper.stem)
+            size = f'width="{THUMBNAIL[0]}" height="{THUMBNAIL[1]}"'
+            image = f'<img src="{self.root()}{picture}" alt="" loading="lazy" {size}>' if picture else ""
+            cards.append(
+                f'<a class="chapter-card" href="{self.to(f"notebooks/{paper.stem}")}">{image}<span class="chapter-card-text"><strong>{html.escape(paper.name)}</strong>'
+                f"<span>{html.inline(paper.idea)}</span><small>{html.escape(sources.parts()[paper.part])} · {html.escape(venue(paper))}</small></span></a>"
+            )
+        return f'<div class="gallery">{"".join(cards)}</div>' if cards else html.note("The first chapters are being written.")
+
+
+def thumbnail(app, stem: str) -> str:
+    """The chapter's first figure, small, among the book's images; its address from the book's root."""
+    from PIL import Image
+
+    figure = sources.chapter(stem).figure
+    if not figure:
+        return ""
+    target = Path(app.outdir) / "_images" / f"thumbnail-{stem}.webp"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.open(io.BytesIO(base64.b64decode(figure))).convert("RGBA")
+    picture.thumbnail((2 * THUMBNAIL[0], 2 * THUMBNAIL[1]))
+    picture.save(target, quality=70, method=6)
+    return f"_images/{target.name}"
+
+
+class Summary(Page):
+    """One line of counts."""
+
+    def make(self):
+        claims = [c for p in sources.papers() if sources.written(p.stem) for c in sources.chapter(p.stem).claims]
+        counts = Counter(c["verdict"] for c in claims)
+        cases = sources.exactness()[1]
+        facts = {
+            f"of {len(sources.papers())} papers have their chapter": sum(sources.written(p.stem) for p in sources.papers()),
+            "models can be created": len(sources.models()),
+            "official cases agree": sum(c["passed"] for c in cases),
+            "claims tested": sum(counts[v] for v in ("supports", "contradicts", "inconclusive")),
+        }
+        return '<ul class="counts">' + "".join(f"<li><strong>{n}</strong> {what}</li>" for what, n in facts.items() if n) + "</ul>"
+
+
+class Ledger(Page):
+    """Every claim with what the executed chapter found."""
+
+    def make(self):
+        sections, total = [], Counter()
+        for paper in sources.papers():
+            if not sources.written(paper.stem):
+                continue
+            claims = sources.chapter(paper.stem).claims
+            total.update(c["verdict"] for c in claims)
+            rows = [
+                (
+                    html.inline(c["statement"]),
+                    html.inline(c["reported"] or "–"),
+                    html.inline(c["measured"] or "–"),
+                    html.verdict(c["verdict"]),
+                    html.inline(c["why"]),
+                )
+                for c in claims
+            ]
+            link = f"<p>{html.link(self.to(f'notebooks/{paper.stem}'), 'Read the chapter')} · {html.escape(venue(paper))}</p>"
+            made = html.table(
+                ("Claim", "The paper reports", "Measured here", "Verdict", "Why"), rows, f"Claims of {html.escape(paper.name)}", classes="ledger", wide=(0, 4)
+            )
+            sections.append(self.section(paper.stem, paper.name, raw(link + (made if rows else html.note("The stored chapter holds no reports.")))))
+        if not sections:
+            return html.note("No chapter has reported yet: run <code>make execute</code>.")
+        line = " ".join(f"{html.verdict(name)} {total[name]}" for name in html.VERDICTS if total[name])
+        return [raw(f'<p class="tally">{line}</p>'), *sections]
+
+
+class Freshness(Page):
+    """When and with what each stored chapter was executed."""
+
+    def make(self):
+        rows = []
+        for paper in sources.papers():
+            if sources.written(paper.stem) and (stamp := sources.chapter(paper.stem).stamp):
+                machine = stamp.get("machine", {})
+                rows.append(
+                    (
+                        self.chapter_link(paper),
+                        stamp["date"],
+                        html.Cell(f"{stamp['seconds']:.0f} s", stamp["seconds"]),
+                        html.escape(f"Python {stamp['python']}, torch {stamp['torch']}, numpy {stamp['numpy']}"),
+                        html.escape(str(machine.get("name", "–"))),
+                        f"<code>{stamp['digest'][:12]}</code>",
+                    )
+                )
+        if not rows:
+            return html.note("No chapter has been executed yet: run <code>make execute</code>.")
+        return html.table(("Chapter", "Executed", "Took", "With", "On", "Sources"), rows, "When and with what the stored chapters were executed", numeric=(2,))
+
+
+class Exactness(Page):
+    """Every official case: what the official code computes, and how far ours is from it."""
+
+    def make(self):
+        made, cases = sources.exactness()
+        if not cases:
+            return html.note("Not measured yet: run <code>make bench</code>.")
+        sections = []
+        for paper in sources.papers():
+            mine = [c for c in cases if c["stem"] == paper.stem]
+            if mine:
+                sections.append(self.section(paper.stem, paper.name, raw(self.cases(paper.name, mine))))
+        known = {p.stem for p in sources.papers()}
+        for stem in sorted({c["stem"] for c in cases} - known):
+            sections.append(self.section(stem, stem, raw(self.cases(stem, [c for c in cases if c["stem"] == stem]))))
+        worst = max((c["deviation"] for c in cases if c["deviation"] is not None), default=None)
+        passed = sum(c["passed"] for c in cases)
+        how = f" Made {html.escape(', '.join(f'{k} {v}' for k, v in made.items()))}." if made else ""
+        text = f"<p><strong>{passed} of {len(cases)} official cases agree</strong>; the largest deviation of a compared output is {html.figure(worst, 2)} of its norm.{how}</p>"
+        return [raw(text), *sections]
+
+    @staticmethod
+    def cases(name: str, cases: list[dict]) -> str:
+        rows = []
+        for c in cases:
+            deviation = "compared exactly" if c["deviation"] is None else html.figure(c["deviation"], 2)
+            sign = (
+                '<span class="verdict good"><span aria-hidden="true">✓</span> equal</span>'
+                if c["passed"]
+                else '<span class="verdict bad"><span aria-hidden="true">✗</span> differs</span>'
+            )
+            macs = html.count(c["macs"] / c["batch"]) if c.get("macs") and c.get("batch") else "–"
+            rows.append(
+                (
+                    f"<code>{html.escape(c['case'])}</code>",
+                    html.Cell(f"{c['params']:,}" if c.get("params") else "–", c.get("params")),
+                    html.Cell(macs, c.get("macs")),
+                    html.Cell(deviation, c["deviation"]),
+                    sign,
+                )
+            )
+        said = {c.get("source", "") for c in cases} - {""}
+        source = f" Official code: {', '.join(html.escape(s) for s in sorted(said))}." if said else ""
+        return html.table(
+            ("Case", "Parameters", "MACs for one input", "Largest deviation", "Verdict"),
+            rows,
+            f"Official cases of {html.escape(name)}.{source}",
+            numeric=(1, 2, 3),
+            classes="exactness",
+        )
+
+
+class Differences(Page):
+    """Where official code departs from its paper."""
+
+    def make(self):
+        sections = []
+        for paper in sources.papers():
+            rows = [
+                (
+                    html.inline(d.paper_says),
+                    html.inline(d.code_does),
+                    html.inline(d.effect),
+                    html.link(sources.source_link(d.test.split("::")[0]), f"<code>{html.escape(d.test.split('::')[-1])}</code>") if d.test else "no test yet",
+                )
+                for d in paper.differences
+            ]
+            if rows:
+                table = html.table(
+                    ("The paper says", "The code does", "What changes", "Shown by"), rows, f"Paper and code of {html.escape(paper.name)}", wide=(0, 1, 2)
+                )
+                sections.append(
+                    self.section(paper.stem, paper.name, raw((f"<p>{self.chapter_link(paper)}</p>" if sources.written(paper.stem) else "") + table))
+                )
+        return sections or html.note("No difference is recorded yet.")
+
+
+class Explorer(Page):
+    """All models in one table that can be sorted, filtered, selected and downloaded; refimpl.js makes it live."""
+
+    def make(self):
+        results = sources.timings()
+        if not any(r.get("models") for r in results.values()):
+            return html.note("Not measured yet: run <code>make bench</code>.") + self.unmeasured(set())
+        return "".join(self.machine(name, r) for name, r in results.items() if r.get("models"))
+
+    def machine(self, name: str, results: dict) -> str:
+        head = ("Model", "Paper", "Form", "Batch", "Parameters", "MACs", "Latency", "IQR", "Ratio to timm", "Peak memory", "Certificate")
+        rows, data = [], []
+        for r in results["models"]:
+            stem = stem_of(r["name"])
+            certificate = certificates(r["name"])
+            data.append({**r, "paper": stem, "official_cases": certificate})
+            rows.append(
+                (
+                    f"<code>{html.escape(r['name'])}</code>",
+                    self.paper_cell(stem),
+                    r.get("form", "eager"),
+                    html.Cell(str(r["batch"]), r["batch"]),
+                    html.Cell(html.count(r.get("params")), r.get("params")),
+                    html.Cell(html.count(r.get("macs")), r.get("macs")),
+                    html.Cell(f"{html.figure(r['median_ms'])} ms", r["median_ms"]),
+                    html.Cell(f"{html.figure(r.get('iqr_ms'), 2)} ms" if r.get("iqr_ms") is not None else "–", r.get("iqr_ms")),
+                    html.Cell(ratio(r), r.get("ratio_to_timm")),
+                    html.Cell(f"{html.figure(r['peak_mb'])} MB" if r.get("peak_mb") else "–", r.get("peak_mb")),
+                    html.link(self.to("book/exactness", stem), f"{certificate} equal") if certificate else "–",
+                )
+            )
+        table = html.table(
+            head, rows, f"Models measured on {html.escape(machine_line(results))}", classes="explorer", numeric=tuple(range(3, 10)), id=f"speed-{name}"
+        )
+        payload = json.dumps({"machine": results.get("machine", {}), "models": data}, ensure_ascii=False).replace("</", "<\\/")
+        return (
+            f'<div class="explorer-box" data-name="{name}">{table}<script type="application/json" class="explorer-data">{payload}</script></div>'
+            + self.unmeasured({r["name"] for r in results["models"]})
+        )
+
+    def unmeasured(self, measured: set[str]) -> str:
+        left = [m for m in sources.models() if m not in measured]
+        if not left:
+            return ""
+        return f"<p>Models that can be created and are not in this table yet: {', '.join(f'<code>{html.escape(m)}</code>' for m in sorted(left))}.</p>"
+
+    def paper_cell(self, stem: str) -> str:
+        paper = next((p for p in sources.papers() if p.stem == stem), None)
+        return self.chapter_link(paper) if paper else html.escape(stem)
+
+
+def stem_of(model: str) -> str:
+    """The stem that a model's name begins with; the longest, since stems share beginnings."""
+    stems = [m.rsplit(".", 1)[-1] for m, _ in sources.models().values()]
+    return max((s for s in {*stems, *(p.stem for p in sources.papers())} if model.startswith(f"{s}_")), key=len, default=model.split("_")[0])
+
+
+def certificates(model: str) -> int:
+    """How many official cases of this very variant agree."""
+    stem = stem_of(model)
+    variant = model.removeprefix(f"{stem}_")
+    return sum(c["passed"] for c in sources.exactness()[1] if c["stem"] == stem and (c["case"] == variant or c["case"].startswith(f"{variant}_")))
+
+
+def ratio(r: dict) -> str:
+    if r.get("ratio_to_timm") is None:
+        return "–"
+    spread = f" ({r['ratio_low']:.2f}–{r['ratio_high']:.2f})" if r.get("ratio_low") and r.get("ratio_high") else ""
+    return f"{r['ratio_to_timm']:.2f}{spread}"
+
+
+def machine_line(results: dict) -> str:
+    machine = results.get("machine", {})
+    name = machine.get("name") or machine.get("cpu") or "this machine"
+    rest = [f"{key} {machine[key]}" for key in ("threads", "torch", "date") if machine.get(key)]
+    return f"{name} ({', '.join(rest)})" if rest else name
+
+
+class Kernels(Page):
+    """Every kernel: what it computes, its four forms, who verified which, and its distance from the machine's limit."""
+
+    def make(self):
+        return [self.kernel(path) for path in sources.kernel_files()] or html.note("No kernel is written yet.")
+
+    def kernel(self, path: Path) -> nodes.section:
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        op = path.stem
+        users = ", ".join(self.chapter_link(p) for p in sources.papers() if op in p.kernels)
+        places = {
+            "API": self.to(f"book/api/refimpl.kernels.{op}"),
+            "source": sources.source_link(f"refimpl/kernels/{op}.py"),
+            "tests": sources.source_link(f"tests/kernels/test_{op}.py"),
+        }
+        facts = [f"used by {users}"] * bool(users) + [html.link(url, name) for name, url in places.items()]
+        intro = f'<p class="facts">{" · ".join(facts)}</p>' + html.markdown(ast.get_docstring(tree) or "")
+        tabs = "\n".join(f"```{{tab-item}} {title}\n:sync: {title}\n\n~~~python\n{code}\n~~~\n```" for title, code in listings(tree, text).items())
+        made = self.parse(f"````{{tab-set}}\n{tabs}\n````")
+        return self.section(op, op.replace("_", " ").capitalize(), raw(intro), *made, raw(provenance(op)), raw(times(op)))
+
+
+def listings(tree: ast.Module, text: str) -> dict[str, str]:
+    """The four forms as they stand in the file; what only Triton's form uses is shown with it."""
+    functions = [n for n in tree.body if isinstance(n, ast.FunctionDef)]
+    lines = text.splitlines()
+
+    def source(node) -> str:
+        first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+        return "\n".join(lines[first - 1 : node.end_lineno])
+
+    def reached(name: str, seen: dict) -> dict:
+        node = next((f for f in functions if f.name == name), None)
+        if node is not None and name not in seen:
+            seen[name] = node
+            for used in ast.walk(node):
+                if isinstance(used, ast.Name):
+                    reached(used.id, seen)
+        return seen
+
+    found = {}
+    for title, entry in {"Loops": "naive", "NumPy": "with_numpy", "PyTorch": "with_torch", "Triton": "with_triton"}.items():
+        nodes_ = sorted(reached(entry, {}).values(), key=lambda n: n.lineno)
+        if nodes_:
+            found[title] = "\n\n\n".join(source(n) for n in nodes_)
+    return found
+
+
+BACKENDS = {"numpy": "NumPy", "torch": "PyTorch", "triton_interpreter": "Triton, interpreted", "triton_gpu": "Triton, compiled on a GPU"}
+
+
+def provenance(op: str) -> str:
+    """Which form was verified by what, in units of the composed form's own rounding error. The GPU's row is never inferred from the interpreter's."""
+    rows = []
+    for name, label in BACKENDS.items():
+        seen = [
+            (m, r["verified"][name])
+            for m, results in sources.timings().items()
+            for r in results.get("kernels", [])
+            if r["op"] == op and r.get("verified", {}).get(name)
+        ]
+        for _, v in seen:
+            rows.append(
+                (
+                    label,
+                    html.figure(v.get("forward"), 2),
+                    html.figure(v.get("gradient"), 2),
+                    html.escape(v.get("dtype", "–")),
+                    html.escape(v.get("on", "–")),
+                    html.escape(v.get("date", "–")),
+                )
+            )
+        if not seen:
+            rows.append((label, "–", "–", "–", "not verified yet", "–"))
+    head = ("Form", "Forward error", "Gradient error", "Type", "Verified on", "Date")
+    return html.table(
+        head, rows, "Agreement with the loops in float64, as a multiple of the composed PyTorch form’s own error", numeric=(1, 2), classes="provenance"
+    )
+
+
+def times(op: str) -> str:
+    rows = []
+    for results in sources.timings().values():
+        for r in (k for k in results.get("kernels", []) if k["op"] == op and k.get("median_ms")):
+            limit = r.get("limit_ms")
+            rows.append(
+                (
+                    BACKENDS.get(r["backend"], html.escape(r["backend"])),
+                    html.escape(str(r.get("size", "–"))),
+                    html.count(r.get("flops")),
+                    html.count(r.get("bytes")),
+                    f"{html.figure(r['median_ms'])} ms",
+                    f"{html.figure(limit)} ms" if limit else "–",
+                    f"{100 * limit / r['median_ms']:.0f} %" if limit else "–",
+                    html.escape(machine_line(results)),
+                )
+            )
+    if not rows:
+        return html.note("Not timed yet: run <code>make bench</code>.")
+    head = ("Form", "Size", "FLOPs", "Bytes", "Time", "Limit", "Share of the limit", "Machine")
+    return html.table(head, rows, "Time against the limit of the machine: the larger of FLOPs over peak and bytes over bandwidth", numeric=(2, 3, 4, 5, 6))
+
+
+class ApiIndex(Page):
+    """Every module with the first sentence of its docstring."""
+
+    def make(self):
+        sections = []
+        for room, title in api.ROOMS.items():
+            names = [m for m in api.modules() if (m.split(".")[1] if m.count(".") == 2 else "") == room]
+            rows = [(html.link(self.to(f"book/api/{m}"), f"<code>{m}</code>"), html.inline(api.summary(m))) for m in names]
+            if rows:
+                sections.append(self.section(room or "front-door", title, raw(html.table(("Module", "What it holds"), rows, f"Modules: {title}", wide=(1,)))))
+        return sections
+
+
+def setup(app):
+    app.add_directive("paper-list", PaperList)
+    app.add_directive("gallery", Gallery)
+    app.add_directive("counts", Summary)
+    app.add_directive("claims-ledger", Ledger)
+    app.add_directive("freshness", Freshness)
+    app.add_directive("exactness", Exactness)
+    app.add_directive("differences", Differences)
+    app.add_directive("speed-explorer", Explorer)
+    app.add_directive("kernels", Kernels)
+    app.add_directive("api-index", ApiIndex)
