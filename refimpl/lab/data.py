@@ -20,15 +20,15 @@ PHOTOS: dict[str, tuple[str, str]] = {
     "astronaut": ("astronaut.png", "NASA, Eileen Collins; public domain"),
     "coffee": ("coffee.png", "Rachel Michetti; CC0"),
     "chelsea": ("chelsea.png", "Stéfan van der Walt; CC0"),
-    "rocket": ("rocket.jpg", "SpaceX; CC0"),
+    "rocket": ("rocket.jpg", "SpaceX; public domain"),
     "hubble": ("hubble_deep_field.jpg", "NASA; public domain"),
-    "retina": ("retina.jpg", "Häggström, 'Medical gallery of Mikael Häggström 2014'; CC0"),
-    "ihc": ("ihc.png", "Human Protein Atlas kidney/colon stain; CC0"),
-    "motorcycle": ("motorcycle_left.png", "Middlebury 2014 stereo benchmark, left view; CC0"),
+    "retina": ("retina.jpg", "Mikael Häggström, Medical gallery, 2014; CC0"),
+    "ihc": ("ihc.png", "stained colon tissue; no known copyright restrictions"),
+    "motorcycle": ("motorcycle_left.png", "D. Scharstein et al., Middlebury stereo data 2014, left view; licence not stated"),
 }
 TEXTURES: dict[str, tuple[str, str]] = {
     "brick": ("brick.png", "CC0Textures; CC0"),
-    "grass": ("grass.png", "CC0Textures; CC0"),
+    "grass": ("grass.png", "linolafett; CC0"),
     "gravel": ("gravel.png", "CC0Textures; CC0"),
 }
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -138,8 +138,8 @@ def photo(name: str = "chelsea", size: int | None = 224, normalise: bool = False
     """A photograph as (3, size, size) in [0, 1], cropped to its centre square; `size=None` gives it whole.
 
     normalise: subtract ImageNet's mean and divide by its standard deviation, as pretrained models expect (`unnormalise` takes it back).
-    name: astronaut, coffee, chelsea (a cat), rocket, hubble, retina, ihc, motorcycle, or a texture: brick, grass, gravel. All are CC0 or
-    public domain, from scikit-image.
+    name: astronaut, coffee, chelsea (a cat), rocket, hubble, retina, ihc, motorcycle, or a texture: brick, grass, gravel. From scikit-image;
+    `PHOTOS` and `TEXTURES` name authors and licences.
     """
     files = PHOTOS | TEXTURES
     check_option("name", name, files)
@@ -206,7 +206,7 @@ def faces(seed: int = 0) -> Dataset:
 def stereo(size: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The motorcycle stereo pair and its disparity: left, right (3, h, w) in [0, 1], disparity (h, w) in pixels (NaN where unknown).
 
-    size: width to which all three are scaled (disparities scale along). Source: Middlebury 2014 by way of scikit-image; CC0.
+    size: width to which all three are scaled (disparities scale along). Source: Middlebury stereo data 2014, by way of scikit-image.
     """
     import skimage
 

@@ -47,6 +47,12 @@ def setup(seed: int = 0, threads: int | None = None) -> None:
     from refimpl.viz import charts
 
     charts.style()
+    if in_notebook():
+        import matplotlib.pyplot as plt
+
+        plt.get_backend()  # settles the inline backend, which would otherwise put its own formatter over ours later
+        formatter = sys.modules["IPython"].get_ipython().display_formatter.formatters["image/png"]
+        formatter.for_type(plt.Figure, charts.png)
 
 
 def in_notebook() -> bool:
@@ -181,6 +187,9 @@ def table_text(rows: Sequence[Mapping[str, object]], caption: str) -> str:
     columns = list(rows[0])
     cells = [[str(c) for c in columns]] + [[str(r[c]).replace("\n", " · ") for c in columns] for r in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    if sum(widths) > 130:  # too wide for a terminal: one block a row
+        blocks = ["\n".join(f"{name}: {value}" for name, value in zip(columns, line, strict=True)) for line in cells[1:]]
+        return "\n\n".join(([caption] if caption else []) + blocks)
     lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(([caption] if caption else []) + lines)

@@ -1,0 +1,4 @@
+"""Pictures that argue: attention maps, artifacts, tokens, and the house style of charts. Nothing here knows a paper.
+
+Importing a module of this folder imports matplotlib only when it draws.
+"""
