@@ -46,13 +46,12 @@ def setup(seed: int = 0, threads: int | None = None) -> None:
     torch.backends.cudnn.deterministic = True
     from refimpl.viz import charts
 
-    charts.style()
     if in_notebook():
-        import matplotlib.pyplot as plt
+        import matplotlib_inline.backend_inline  # noqa: F401  (settles the inline backend, which would put its formatter over ours later)
+        from matplotlib.figure import Figure
 
-        plt.get_backend()  # settles the inline backend, which would otherwise put its own formatter over ours later
-        formatter = sys.modules["IPython"].get_ipython().display_formatter.formatters["image/png"]
-        formatter.for_type(plt.Figure, charts.png)
+        sys.modules["IPython"].get_ipython().display_formatter.formatters["image/png"].for_type(Figure, charts.png)
+    charts.style()
 
 
 def in_notebook() -> bool:
