@@ -80,16 +80,16 @@ def style() -> None:
 
 
 def png(fig: Figure) -> bytes:
-    """A figure as PNG with at most 256 colours, a third of the size; charts lose nothing that can be seen, photographs hardly anything."""
+    """A figure as PNG. One of more than 40 KB (photographs) is brought to 256 colours, a third of the size, with hardly a visible loss."""
     import io
 
     from PIL import Image
 
     raw, small = io.BytesIO(), io.BytesIO()
     fig.savefig(raw, format="png", bbox_inches="tight")
-    picture = Image.open(raw).convert("RGB")
-    picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(small, format="png", optimize=True)
-    return min(raw.getvalue(), small.getvalue(), key=len)
+    if raw.tell() > 40_000:
+        Image.open(raw).convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1).save(small, format="png", optimize=True)
+    return small.getvalue() or raw.getvalue()
 
 
 def figure(rows: int = 1, columns: int = 1, height: float = 3.4, width: float = WIDTH, **options) -> tuple[Figure, Axes | np.ndarray]:
