@@ -215,10 +215,11 @@ def chosen(maps: Map | Tensor, sample: int) -> tuple[Tensor, tuple[int, int]]:
     return weights[sample], grid
 
 
-def overlay(image, maps: Map | Tensor, query: tuple[int, int], *, sample: int = 0, heads: Sequence[int] | None = None, columns: int = 4) -> Figure:
+def overlay(image, maps: Map | Tensor, query: tuple[int, int], *, sample: int = 0, heads: Sequence[int] | None = None, columns: int | None = None) -> Figure:
     """The image with the query patch outlined, then for each head the same image, dark where the query does not look.
 
-    image: (3, H, W) or (1, H, W) in [0, 1]; query: (row, column) in patches; every map is scaled to its own maximum.
+    image: (3, H, W) or (1, H, W) in [0, 1]; query: (row, column) in patches; every map is scaled to its own maximum;
+    columns: pictures in a row, by default at most six.
     """
     from matplotlib.patches import Rectangle
 
@@ -236,7 +237,7 @@ def overlay(image, maps: Map | Tensor, query: tuple[int, int], *, sample: int = 
     look = look / look.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
     shade = F.interpolate(look, picture.shape[:2], mode="nearest")[:, 0].numpy()
     pictures = [picture] + [picture * (0.12 + 0.88 * s[..., None]) for s in shade]
-    fig = charts.image_grid(pictures, ["query", *(f"head {h + 1}" for h in heads)], columns=min(columns, len(pictures)))
+    fig = charts.image_grid(pictures, ["query", *(f"head {h + 1}" for h in heads)], columns=columns or math.ceil(len(pictures) / math.ceil(len(pictures) / 6)))
     patch_h, patch_w = picture.shape[0] / height, picture.shape[1] / width
     for ax in fig.axes[: len(pictures)]:
         for edge, thickness in (("#000000", 3.0), ("#ffffff", 1.4)):
