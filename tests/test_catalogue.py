@@ -1,0 +1,160 @@
+"""The catalogue says what is there: 31 papers, each with all its places or none; claims, differences and references that hold together."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from refimpl.catalogue import BASES, PAPERS, PARTS, Claim, Kind
+
+ROOT = Path(__file__).parents[1]
+STEMS = re.findall(
+    r"\w+",
+    """
+    efficientvit efficientvim mpcvit fmvit efficientvmamba efficientqat dfu_ensemble breast_efficientnet building_unetpp elasticvit
+    lgvit efficientformer tinyvit efficientmod turbovit vivit qhyvit lookupvit asvit nvit deit_lt shiftaddvit convit dvt enamel stvit
+    medvitv2 edge_moe toc3d hint_aug leanvec
+    """,
+)
+CLAIMS = [claim for paper in PAPERS.values() for claim in paper.claims]
+DIFFERENCES = [difference for paper in PAPERS.values() for difference in paper.differences]
+every_paper = pytest.mark.parametrize("stem", PAPERS)
+
+
+def places(stem: str) -> list[Path]:
+    """Where a paper that is done stands in the tree."""
+    return [
+        ROOT / "notebooks" / f"{stem}.ipynb",
+        ROOT / "notebooks" / "text" / f"{stem}.md",
+        ROOT / "refimpl" / "papers" / f"{stem}.py",
+        ROOT / "tests" / "papers" / f"test_{stem}.py",
+        ROOT / "tests" / "golden" / stem,
+    ]
+
+
+def bibliography() -> dict[str, dict[str, str]]:
+    """`book/references.bib`, one field a line: key -> fields without outer braces."""
+    entries: dict[str, dict[str, str]] = {}
+    for line in (ROOT / "book" / "references.bib").read_text(encoding="utf-8").splitlines():
+        if head := re.fullmatch(r"@\w+\{(\w+),", line):
+            assert head[1] not in entries, f"{head[1]} stands twice in references.bib"
+            fields = entries[head[1]] = {}
+        elif field := re.fullmatch(r"  (\w+) += \{(.+)\},", line):
+            fields[field[1]] = field[2].strip("{}").replace(r"\&", "&")
+    return entries
+
+
+def test_the_31_papers():
+    assert len(STEMS) == 31
+    assert sorted(PAPERS) == sorted(STEMS)
+    assert all(stem == paper.stem for stem, paper in PAPERS.items())
+
+
+def test_papers_stand_in_the_order_of_the_parts():
+    parts = [paper.part for paper in PAPERS.values()]
+    assert sorted(set(parts), key=list(PARTS).index) == list(PARTS), "a part without a paper, or a paper of an unknown part"
+    assert parts == sorted(parts, key=list(PARTS).index)
+
+
+@every_paper
+def test_entry_is_complete(stem):
+    paper = PAPERS[stem]
+    assert all((paper.name, paper.title, paper.authors, paper.venue, paper.idea, paper.claims)), "a field is empty"
+    assert 2017 <= paper.year <= 2026
+    assert re.fullmatch(r"\d{4}\.\d{5}", paper.arxiv)
+    assert paper.code or not paper.commit
+    assert re.fullmatch(r"([0-9a-f]{7}|[0-9a-f]{40})?", paper.commit)
+    assert paper.code == "" or paper.code.startswith("https://")
+    assert "\n" not in paper.idea
+    assert paper.idea.endswith((".", "?"))
+
+
+@every_paper
+def test_all_its_places_or_none(stem):
+    paper = PAPERS[stem]
+    there = places(stem)
+    _, text, module, *_ = there
+    missing = [str(place.relative_to(ROOT)) for place in there if not place.exists()]
+    if paper.chapter:
+        assert not missing
+    assert paper.chapter or not text.exists(), f"{text.name} is there: set chapter=True"
+    if not module.exists():
+        assert not paper.variants
+        return
+    assert there[3].exists(), f"{stem} has code and no test"
+    code = importlib.import_module(f"refimpl.papers.{stem}")
+    assert tuple(getattr(code, "VARIANTS", ())) == paper.variants
+    assert any(getattr(thing, "__module__", "") == code.__name__ for thing in vars(code).values()), "nothing is defined there"
+
+
+@pytest.mark.parametrize("prefix", BASES)
+def test_bases_exist(prefix):
+    module, variants = BASES[prefix]
+    assert set(variants) <= set(importlib.import_module(f"refimpl.bases.{module}").VARIANTS)
+
+
+@every_paper
+def test_kernels_exist(stem):
+    missing = [op for op in PAPERS[stem].kernels if not (ROOT / "refimpl" / "kernels" / f"{op}.py").exists()]
+    assert not missing
+
+
+@every_paper
+def test_claims_are_numbered_through(stem):
+    assert [claim.id for claim in PAPERS[stem].claims] == [f"{stem}.{n}" for n in range(1, len(PAPERS[stem].claims) + 1)]
+    assert [difference.id for difference in PAPERS[stem].differences] == [f"{stem}.d{n}" for n in range(1, len(PAPERS[stem].differences) + 1)]
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
+def test_claim_can_be_tested(claim: Claim):
+    assert claim.kind in get_args(Kind)
+    assert claim.statement.endswith(".")
+    assert claim.reported
+    assert not claim.reported.endswith(".")
+    out_of_reach = claim.kind == "out_of_reach"
+    assert bool(claim.needs) == out_of_reach, "what it needs is said if, and only if, it is out of reach"
+    assert bool(claim.command) == out_of_reach, "what would test it is said if, and only if, it is out of reach"
+
+
+def test_every_paper_has_a_claim_that_is_tested_here():
+    assert all(any(claim.kind != "out_of_reach" for claim in paper.claims) for paper in PAPERS.values())
+
+
+@pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda difference: difference.id)
+def test_difference_is_told_whole(difference):
+    assert all(text.endswith(".") for text in (difference.paper_says, difference.code_does, difference.effect))
+    if not difference.test:
+        return
+    file, _, name = difference.test.partition("::")
+    functions = {node.name for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef)}
+    assert name.partition("[")[0] in functions, f"{difference.test} is not there"
+
+
+@every_paper
+def test_differences_of_a_written_paper_have_tests(stem):
+    paper = PAPERS[stem]
+    if paper.chapter:
+        assert not [difference.id for difference in paper.differences if not difference.test]
+
+
+@every_paper
+def test_stands_in_the_bibliography(stem):
+    paper, entry = PAPERS[stem], bibliography()[stem]
+    assert entry["title"] == paper.title
+    assert entry["author"].split(" and ") == paper.authors.split(", ")
+    assert int(entry["year"]) == paper.year
+    assert (entry["eprint"], entry["url"]) == (paper.arxiv, paper.url)
+
+
+def test_references_lead_somewhere():
+    for key, entry in bibliography().items():
+        assert entry["title"], key
+        assert entry["author"], key
+        assert re.fullmatch(r"\d{4}", entry["year"]), key
+        if "eprint" in entry:
+            assert entry["url"] == f"https://arxiv.org/abs/{entry['eprint']}", key
