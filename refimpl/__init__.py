@@ -9,18 +9,26 @@
 from __future__ import annotations
 
 import importlib
+import types
 from difflib import get_close_matches
 from fnmatch import fnmatch
 
+from refimpl import papers
 from refimpl.catalogue import BASES, PAPERS, Claim, Difference, Paper
 
 __version__ = "0.1.0"
 __all__ = ["Claim", "Difference", "Paper", "create_model", "list_models", "paper", "papers"]
 
 
-def papers() -> list[Paper]:
-    """Every paper of the book, in the book's order."""
-    return list(PAPERS.values())
+class Papers(types.ModuleType):
+    """The package `refimpl.papers` answers a call too: one name serves both, or the first import of a paper would hide the function."""
+
+    def __call__(self) -> list[Paper]:
+        """Every paper of the book, in the book's order."""
+        return list(PAPERS.values())
+
+
+papers.__class__ = Papers
 
 
 def paper(stem: str) -> Paper:

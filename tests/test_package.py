@@ -65,7 +65,7 @@ def test_front_door():
 @pytest.mark.parametrize(
     ("call", "wanted"),
     [
-        (lambda: refimpl.create_model("efficientvit_m9"), "efficientvit_m0"),
+        (lambda: refimpl.create_model("efficientvit_m9"), "efficientvit_m5"),
         (lambda: refimpl.create_model("eficientvit_m0"), "efficientvit_m0"),
         (lambda: refimpl.create_model(""), "unknown model"),
         (lambda: refimpl.paper("eficientvit"), "efficientvit"),
@@ -164,4 +164,4 @@ def test_recording_attention_changes_no_bit(stem):
     assert torch.equal(plain, recorded) and torch.equal(plain, again)
     assert len(maps) == len(layers) and all(layer.recorder is None for layer in layers)
     for entry in maps:
-        assert entry.map.dim() == 4 and (entry.map.sum(-1) - 1).abs().max() < 1e-5, entry.name
+        assert entry.weights.dim() == 4 and (entry.weights.sum(-1) - 1).abs().max() < 1e-5, entry.name
