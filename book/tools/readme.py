@@ -10,7 +10,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "book" / "tools")]
 
 import address  # noqa: E402
-
 import refimpl  # noqa: E402
 from refimpl.catalogue import PARTS  # noqa: E402
 
