@@ -158,15 +158,21 @@ PAPERS: dict[str, Paper] = {
             differences=(
                 Difference(
                     "efficientvit.d1",
-                    "Training starts from a learning rate of 1e-3 at batch 2048.",
-                    "The script multiplies its base rate by batch / 512.",
-                    "The peak learning rate of the released recipe is 4e-3.",
-                ),
-                Difference(
-                    "efficientvit.d2",
                     "The relative position bias is a parameter of the attention layer.",
                     "In evaluation mode a gathered copy of the bias is cached when `eval()` is called.",
                     "Weights loaded into a model that is already in evaluation mode keep the old bias until `eval()` is called again.",
+                ),
+                Difference(
+                    "efficientvit.d2",
+                    "A model lists the query kernels of four heads (7, 5, 3, 3).",
+                    "Kernels are taken by head: stages with two or three heads use the first entries only.",
+                    "Such stages have fewer kernel sizes, and parameters, than the list suggests.",
+                ),
+                Difference(
+                    "efficientvit.d3",
+                    "The tables give FLOPs.",
+                    "Multiply-adds of convolutions and matrix products are counted; softmax and reductions are not.",
+                    "A factor of two against papers that count both operations of a multiply-add.",
                 ),
             ),
         ),
@@ -662,24 +668,12 @@ PAPERS: dict[str, Paper] = {
                 ),
                 Difference(
                     "efficientvmamba.d4",
-                    "State size, rank of Δ and step are set by the configuration.",
-                    "The builder passes them under names that fall into ignored keyword arguments.",
-                    "The defaults apply; their numbers happen to be the published ones.",
-                ),
-                Difference(
-                    "efficientvmamba.d5",
-                    "One recipe trains all models.",
-                    "The released logs and the configuration files disagree (learning rate 2e-3 against 5e-4, mixup 0.2 against 0.8, and more).",
-                    "The published accuracies belong to the logs' recipe.",
-                ),
-                Difference(
-                    "efficientvmamba.d6",
                     "FLOPs in one column.",
                     "The scan is counted as nine operations for each token, channel and state, everything else as multiply-adds.",
                     "The two kinds of operation add up to the published figure only under this convention.",
                 ),
                 Difference(
-                    "efficientvmamba.d7",
+                    "efficientvmamba.d5",
                     "The zero-order hold discretises A and B.",
                     "A is discretised exactly, B by its first-order term Δ·B, as in Mamba.",
                     "The error grows with Δ·|A|; the chapter shows both.",
@@ -3114,12 +3108,6 @@ PAPERS: dict[str, Paper] = {
                     "It is computed for every image of the batch.",
                     "B times the work and memory for equal numbers; it is also separable into rows and columns, which the code does not use.",
                 ),
-                Difference(
-                    "convit.d6",
-                    "Non-locality can be measured for plain attention layers too.",
-                    "The helper of the plain layer moves distances to CUDA by name.",
-                    "It fails on a CPU.",
-                ),
             ),
         ),
         Paper(
@@ -3221,12 +3209,6 @@ PAPERS: dict[str, Paper] = {
                     "One map per image is the denoised feature map.",
                     "Two are stored: `denoised_feats` is F on the full-image grid, `denoised_features` is y − G − h; stage 2 learns F.",
                     "The two differ: y − G − h still holds what the fitted G missed.",
-                ),
-                Difference(
-                    "dvt.d7",
-                    "The neural field has 16 levels.",
-                    "The class default is 10, the command's 16.",
-                    "Building the field from the class gives another capacity.",
                 ),
             ),
         ),
