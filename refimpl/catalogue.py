@@ -251,7 +251,7 @@ PAPERS: dict[str, Paper] = {
                     "efficientformer.d1",
                     "The token mixer is x + Pool(x).",
                     "The branch is Pool(x) − x, scaled by a learned vector.",
-                    "The branch vanishes for constant maps; with the paper's formula the output scale would double in each block.",
+                    "The branch vanishes for constant maps, where the paper's formula adds the map once more.",
                 ),
                 Difference(
                     "efficientformer.d2",

@@ -148,7 +148,7 @@ def test_stands_in_the_bibliography(stem):
     assert entry["title"] == paper.title
     assert entry["author"].split(" and ") == paper.authors.split(", ")
     assert int(entry["year"]) == paper.year
-    assert (entry["eprint"], entry["url"]) == (paper.arxiv, paper.url)
+    assert (entry["eprint"], entry["archiveprefix"]) == (paper.arxiv, "arXiv")
 
 
 def test_references_lead_somewhere():
@@ -156,5 +156,21 @@ def test_references_lead_somewhere():
         assert entry["title"], key
         assert entry["author"], key
         assert re.fullmatch(r"\d{4}", entry["year"]), key
-        if "eprint" in entry:
-            assert entry["url"] == f"https://arxiv.org/abs/{entry['eprint']}", key
+        assert re.fullmatch(r"\d{4}\.\d{5}", entry.get("eprint", "0000.00000")), key
+
+
+def test_code_names_of_the_notation_exist():
+    """The last column of each table names things of the package; the columns before it hold symbols and shapes."""
+    words = set(re.findall(r"\w+", " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "refimpl").rglob("*.py"))))
+    rows = [line.split("|") for line in (ROOT / "book" / "notation.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    names = [name for row in rows for name in re.findall(r"`([\w.]+)`", row[-2])]
+    assert len(names) > 30
+    assert not [name for name in names if not set(name.split(".")) <= words]
+
+
+def test_glossary_defines_each_term_once():
+    text = (ROOT / "book" / "notation.md").read_text(encoding="utf-8")
+    glossary = text[text.index("```{glossary}") :]
+    terms = re.findall(r"^(?!:|```)(\S.*)\n  \S", glossary, re.MULTILINE)
+    assert len(terms) == len(set(terms)) > 100
+    assert set(re.findall(r"\{term\}`([^`]+)`", text)) <= set(terms)
