@@ -86,7 +86,7 @@ class Dataset:
 def split(images: Tensor, labels: Tensor, classes: tuple[str, ...], test_share: float = 0.25, seed: int = 0, source: str = "") -> Dataset:
     """A `Dataset` with a random test part of `round(test_share · n)` images."""
     if len(images) != len(labels):
-        raise ValueError(f"split: {len(images)} images but {len(labels)} labels")
+        raise ValueError(f"split: len(images)={len(images)} and len(labels)={len(labels)} must be equal")
     count = round(test_share * len(images))
     if not 0 < count < len(images):
         raise ValueError(f"split: test_share={test_share} of {len(images)} images leaves a part empty")

@@ -1,0 +1,442 @@
+"""The laboratory: what chapters stand on. Nothing here is timed, nothing needs a network."""
+
+from __future__ import annotations
+
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import refimpl
+from refimpl import layers
+from refimpl.catalogue import Claim, Paper
+from refimpl.lab import claims, data, freshness, measure, show, train
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """Everything that is displayed, as (data, metadata)."""
+    shown = []
+    monkeypatch.setattr(show, "publish", lambda bundle, metadata=None: shown.append((bundle, metadata or {})))
+    return shown
+
+
+# -- setup and display
+
+
+def test_setup_repeats_every_generator():
+    drawn = []
+    threads = torch.get_num_threads()
+    for _ in range(2):
+        show.setup(3, threads=1)
+        drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    torch.set_num_threads(threads)
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("arguments", [{"seed": -1}, {"seed": 1.5}, {"threads": 0}])
+def test_setup_refuses(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        show.setup(**arguments)
+
+
+def test_say_prints_outside_a_notebook(capsys):
+    show.say("two is **2**")
+    assert capsys.readouterr().out == "two is **2**\n"
+
+
+def test_source_is_the_files_own(published):
+    show.show_source(layers.Mlp, layers.Mlp.forward)
+    text = published[0][0]["text/markdown"]
+    assert "Source: refimpl/layers.py, line " in text and "Two linear layers" in text
+    assert text.count("return self.fc2(self.act(self.fc1(x)))") == 2 and text.count("```python") == 2
+    line = int(text.split("line ")[1].split("\n")[0])
+    with open(layers.__file__, encoding="utf-8") as file:
+        assert file.readlines()[line - 1].startswith("class Mlp")
+
+
+def test_source_without_docstrings(published):
+    show.show_source(layers.DropPath, layers, docstring=False)
+    text = published[0][0]["text/markdown"]
+    assert '"""' not in text and "Stochastic depth" not in text and "self.p = p" in text
+    compile(text.split("```python")[1].split("```")[0], "shown", "exec")
+
+
+def test_source_of_a_docstring_alone_stays_code():
+    assert show.without_docstrings('def f():\n    """Only this."""\n') == "def f():\n    ..."
+
+
+@pytest.mark.parametrize("thing", [len, 3, torch.zeros(1)])
+def test_source_refuses_what_has_none(thing):
+    with pytest.raises(ValueError, match="no Python source"):
+        show.show_source(thing)
+
+
+def test_table_is_accessible_and_escapes(published):
+    show.table([{"Model": "a<b", "Parameters": 3, "Note": "`x` & y"}, {"Model": "c", "Parameters": 12, "Note": ""}], "Two <models>")
+    html = published[0][0]["text/html"]
+    assert html.count('scope="col"') == 3 and html.count('scope="row"') == 2 and "<caption>Two &lt;models&gt;</caption>" in html
+    assert "a&lt;b" in html and "<code>x</code> &amp; y" in html and 'data-column="Parameters" class="lab-number"' in html
+    assert "Parameters" in published[0][0]["text/plain"]
+    with pytest.raises(ValueError, match="row 1"):
+        show.table([{"a": 1}, {"b": 2}])
+    with pytest.raises(ValueError, match="no rows"):
+        show.table([])
+
+
+# -- claims
+
+
+@pytest.fixture
+def paper(monkeypatch):
+    made = Paper(
+        "madeup",
+        "MadeUp",
+        "A title",
+        "A. Author",
+        "V",
+        2024,
+        "attention",
+        "an idea",
+        claims=(
+            Claim("madeup.1", "The counts are equal.", "22,058", "identity"),
+            Claim("madeup.2", "It learns faster.", "2×", "miniature"),
+            Claim("madeup.3", "It is fast on a phone.", "1.6 ms", "out_of_reach", needs="a phone", command="python -m bench"),
+        ),
+    )
+    monkeypatch.setitem(refimpl.catalogue.PAPERS, "madeup", made)
+    monkeypatch.setattr(claims, "reports", {})
+    return made
+
+
+def test_claims_table(paper, published):
+    with pytest.raises(ValueError, match="madeup.1, madeup.2"):
+        claims.table("madeup")
+    row = claims.report("madeup.1", measured="22,058 of 22,058", verdict="supports", why="counted")
+    assert repr(row) == "madeup.1 ✓ supports: 22,058 of 22,058"
+    claims.report("madeup.2", measured="0.9×", verdict="contradicts", why="too small a model")
+    claims.table("madeup")
+    bundle, metadata = published[0]
+    rows = metadata["refimpl"]["claims"]
+    assert [r["id"] for r in rows] == [c.id for c in paper.claims]
+    assert [r["verdict"] for r in rows] == ["supports", "contradicts", "not tested here"]
+    assert "a phone" in rows[2]["why"] and "python -m bench" in rows[2]["why"] and rows[0]["reported"] == "22,058"
+    assert "✗ contradicts" in bundle["text/html"] and "too small a model" in bundle["text/plain"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "madeup.9"}, "madeup has madeup.1, madeup.2, madeup.3"),
+        ({"id": "madup.1"}, "did you mean madeup.1"),
+        ({"verdict": "confirmed"}, "'supports', 'contradicts'"),
+        ({"measured": " "}, "measured is empty"),
+        ({"why": ""}, "why is empty"),
+        ({"id": "madeup.1", "verdict": "inconclusive"}, "identity"),
+    ],
+)
+def test_claims_refuse(paper, change, message):
+    given = {"id": "madeup.2", "measured": "1", "verdict": "supports", "why": "because"} | change
+    with pytest.raises(ValueError, match=message):
+        claims.report(given.pop("id"), **given)
+    assert not claims.reports
+
+
+def test_claims_of_an_unknown_paper():
+    with pytest.raises(ValueError, match="did you mean efficientvit"):
+        claims.table("eficientvit")
+
+
+# -- freshness
+
+
+def test_stamp_turns_stale_with_any_source(paper, published, tmp_path):
+    freshness.stamp("madeup")
+    record = published[0][1]["refimpl"]["stamp"]
+    assert "refimpl/layers.py" in record["files"] and "refimpl/catalogue.py" not in record["files"] and record["files"] == sorted(record["files"])
+    assert not freshness.stale(record)
+    root = freshness.PACKAGE.parent
+    for name in record["files"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / name, tmp_path / name)
+    assert not freshness.stale(record, tmp_path)
+    touched = tmp_path / record["files"][-1]
+    touched.write_bytes(touched.read_bytes().replace(b"\n", b"\r\n"))
+    assert not freshness.stale(record, tmp_path), "line ends of another system do not count"
+    touched.write_text(touched.read_text() + "\n# changed")
+    assert freshness.stale(record, tmp_path)
+    touched.unlink()
+    assert freshness.stale(record, tmp_path)
+
+
+def test_stamp_covers_the_papers_own_entry(paper, monkeypatch):
+    before = freshness.digest(["refimpl/layers.py"], "madeup")
+    monkeypatch.setitem(refimpl.catalogue.PAPERS, "madeup", Paper("madeup", "MadeUp", "Another title", "A", "V", 2024, "attention", "idea"))
+    assert freshness.digest(["refimpl/layers.py"], "madeup") != before
+    with pytest.raises(ValueError, match="nosuch"):
+        freshness.digest([], "nosuch")
+
+
+# -- data
+
+LOADERS = {
+    "digits": (lambda seed: data.digits(seed=seed), (1, 8, 8), 10, 1797),
+    "large digits": (lambda seed: data.digits(20, seed=seed), (1, 20, 20), 10, 1797),
+    "photo_crops": (lambda seed: data.photo_crops(16, 64, seed), (3, 16, 16), 8, 64),
+    "faces": (lambda seed: data.faces(seed), (1, 25, 25), 2, 200),
+    "far_pairs": (lambda seed: data.far_pairs(16, 100, seed), (1, 16, 16), 2, 100),
+    "scene crops": (lambda seed: data.scenes(4, 64, seed).crops(32, 40, seed), (3, 32, 32), 6, 40),
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_loader(name):
+    load, shape, classes, count = LOADERS[name]
+    one, other = load(0), load(1)
+    assert one.images.shape == (count, *shape) and one.images.dtype == torch.float32 and one.images.isfinite().all()
+    assert len(one.classes) == classes and len(one.labels) == count and one.source
+    both = torch.cat([one.train, one.test])
+    assert len(both.unique()) == len(both) == count and len(one.test) > 0
+    assert len(one.train_images) == len(one.train_labels) == len(one.train)
+    if name != "far_pairs":
+        assert one.images.min() >= 0 and one.images.max() <= 1
+    assert not (torch.equal(one.images, other.images) and torch.equal(one.test, other.test)), "another seed gives another set or split"
+    if one.labels.dim() == 1:
+        assert one.labels.unique().tolist() == list(range(classes))
+    assert str(len(one.test)) in repr(one)
+
+
+def test_loaders_repeat():
+    first = data.far_pairs(16, 100, 5)
+    assert data.far_pairs(16, 100, 5) is first
+    data.far_pairs.cache_clear()
+    assert torch.equal(data.far_pairs(16, 100, 5).images, first.images)
+
+
+def test_far_pairs_are_far_and_balanced():
+    pairs = data.far_pairs(32, 400, 0, noise=0.0)
+    corners = pairs.images[:, 0, :6, :6].sum((1, 2)).sign(), pairs.images[:, 0, -6:, -6:].sum((1, 2)).sign()
+    assert torch.equal((corners[0] == corners[1]).long(), pairs.labels)
+    assert (pairs.images[:, 0, 8:24, 8:24] == 0).all() and 0.4 < pairs.labels.float().mean() < 0.6
+
+
+def test_scenes_label_every_pixel():
+    made = data.scenes(3, 48)
+    assert made.images.shape == (3, 3, 48, 48) and made.labels.shape == (3, 48, 48)
+    assert all(2 <= len(labels.unique()) <= 3 for labels in made.labels)
+    crops = made.crops(24, 20, least=0)
+    assert set(crops.labels.unique().tolist()) == {0.0, 1.0} and (crops.labels.sum(1) >= 1).all()
+
+
+def test_photos():
+    for name in data.PHOTOS | data.TEXTURES:
+        image = data.photo(name, 32)
+        assert image.shape == (3, 32, 32) and image.min() >= 0 and image.max() <= 1 and image.std() > 0.02
+    assert data.photo("coffee", None).shape == (3, 400, 600)
+    assert torch.allclose(data.unnormalise(data.photo("chelsea", 32, normalise=True)), data.photo("chelsea", 32), atol=1e-6)
+    left, right, disparity = data.stereo(200)
+    assert left.shape == right.shape == (3, *disparity.shape) and disparity.shape[1] == 200 and disparity.nanmedian() > 1
+
+
+def test_text_corpus():
+    text = data.text_corpus()
+    assert len(text) > 200_000 and "function" in text
+
+
+def test_subset():
+    small = data.digits().subset(5)
+    assert torch.bincount(small.train_labels).tolist() == [5] * 10 and torch.equal(small.test, data.digits().test)
+    with pytest.raises(ValueError, match="per_class=5000"):
+        data.digits().subset(5000)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: data.digits(4),
+        lambda: data.digits(8.0),
+        lambda: data.photo("cat"),
+        lambda: data.photo("chelsea", 0),
+        lambda: data.photo_crops(16, 3),
+        lambda: data.photo_crops(16, 64, names=("chelsea", "nosuch")),
+        lambda: data.far_pairs(noise=-1),
+        lambda: data.scenes(0),
+        lambda: data.scenes(2, 32).crops(64),
+        lambda: data.split(torch.zeros(4, 1), torch.zeros(3), ("a",)),
+        lambda: data.split(torch.zeros(4, 1), torch.zeros(4), ("a",), test_share=0),
+        lambda: data.stereo(-1),
+    ],
+)
+def test_data_refuses(call):
+    with pytest.raises(ValueError, match=r"="):
+        call()
+
+
+# -- training
+
+
+def small_net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Dropout(0.1), nn.Linear(24, 10))
+
+
+def test_fit_learns_and_repeats_bit_for_bit():
+    runs = []
+    for _ in range(2):
+        net = small_net()
+        torch.manual_seed(99)
+        history = train.fit(net, data.digits(), steps=120, lr=1e-2, seed=4, eval_every=50, label="small", device="cpu")
+        runs.append((history, [p.clone() for p in net.parameters()], torch.rand(1).item()))
+    (first, weights, after), (second, again, _) = runs
+    assert first.loss == second.loss and first.score == second.score and all(map(torch.equal, weights, again))
+    torch.manual_seed(99)
+    assert after == torch.rand(1).item(), "the global random state is left alone"
+    assert first.steps == [50, 100, 120] and len(first.loss) == 120 and first.final > 0.85 and not net.training
+    assert first.smooth(10)[-1] == pytest.approx(np.mean(first.loss[-10:])) and "120 steps" in repr(first)
+    other = train.fit(small_net(), data.digits(), steps=120, lr=1e-2, seed=5, device="cpu")
+    assert other.loss != first.loss
+
+
+def test_fit_counts_epochs_and_takes_own_loss():
+    seen = []
+
+    def loss(model, images, labels):
+        seen.append(len(images))
+        return train.standard_loss(model, images, labels)
+
+    history = train.fit(small_net(), data.digits(), epochs=2, batch_size=100, loss=loss, device="cpu")
+    assert len(history.loss) == 2 * (1348 // 100) and set(seen) == {100}
+
+
+def test_fit_scores_many_labels():
+    scenes = data.scenes(4, 32).crops(16, 40)
+    torch.manual_seed(0)
+    history = train.fit(nn.Sequential(nn.Flatten(), nn.Linear(768, 6)), scenes, steps=2, batch_size=8, device="cpu")
+    assert 0 <= history.final <= 1
+    pixels = train.standard_metric(torch.eye(3)[None].expand(2, 3, 3).transpose(1, 2), torch.tensor([[0, 1, 2], [0, 0, 0]]))
+    assert torch.allclose(pixels, torch.tensor([1, 1 / 3]))
+
+
+def test_schedule_and_decay():
+    factors = [train.factor(step, 100, 0.1) for step in range(100)]
+    assert max(factors) == factors[10] == 1 and factors[0] < 0.1 and factors[-1] < 1e-2 and factors[11:] == sorted(factors[11:], reverse=True)
+    decayed, free = train.parameter_groups(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), 0.1)
+    assert [p.dim() for p in decayed["params"]] == [2] and len(free["params"]) == 3 and free["weight_decay"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": None}, "either steps or epochs"),
+        ({"epochs": 1}, "either steps or epochs"),
+        ({"steps": 0}, "steps=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 5000}, "batch_size=5000"),
+        ({"lr": -1.0}, "lr=-1.0"),
+        ({"warmup": 1.0}, "warmup=1.0"),
+        ({"eval_every": -1}, "eval_every=-1"),
+        ({"data": (1, 2)}, "lab.data.Dataset"),
+    ],
+)
+def test_fit_refuses(change, message):
+    arguments = {"data": data.digits(), "steps": 1} | change
+    with pytest.raises(ValueError, match=message):
+        train.fit(small_net(), arguments.pop("data"), **arguments)
+
+
+# -- measuring
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attend = layers.Attend()
+
+    def forward(self, q):
+        return self.attend(q, q, q)
+
+
+def test_macs():
+    assert measure.macs(nn.Linear(5, 7), torch.zeros(3, 5)) == 3 * 5 * 7
+    assert measure.macs(nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.zeros(2, 3, 6, 6)) == 2 * 6 * 6 * 8 * 3 * 9
+    q = torch.zeros(2, 3, 10, 16)
+    assert measure.macs(Attention(), q) == 2 * 3 * 10 * 10 * (16 + 16)
+    assert measure.macs(Attention(), q, attention=False) == 0
+
+
+def test_counting_leaves_modes_alone():
+    net = small_net()
+    net[0].eval()
+    before = [m.training for m in net.modules()]
+    measure.macs(net, torch.zeros(1, 64))
+    assert [m.training for m in net.modules()] == before
+
+
+def test_parameters():
+    net = nn.Linear(4, 3)
+    assert measure.parameters(net) == 15
+    net.bias.requires_grad_(False)
+    assert measure.parameters(net, trainable=True) == 12
+
+
+def test_peak_memory_counts_what_lives():
+    x = torch.zeros(1000, 250)  # a million bytes
+    assert measure.peak_memory(lambda: x.view(-1)) == 0
+    assert measure.peak_memory(lambda: x.add_(1)) == 0
+    assert measure.peak_memory(lambda: x + 1) == 1_000_000
+    assert measure.peak_memory(lambda: (x + 1) * 2 + 1) == 2_000_000
+    assert measure.peak_memory(lambda: [x + 1, x + 1, x + 1]) == 3_000_000
+
+
+def test_compare():
+    a = torch.zeros(8)
+    found = measure.compare({"one": lambda: a + 1, "two": lambda: (a + 1) + 1}, rounds=3, min_time=0)
+    assert found["one"].ratio == 1 and found["two"].low <= found["two"].median <= found["two"].high and found["two"].iqr >= 0
+    assert "Form" in repr(found) and "3 rounds" in found._repr_html_()
+    with pytest.raises(ValueError, match="'one', 'two'"):
+        found["three"]
+    for forms, options in (({}, {}), ({"a": 3}, {}), ({"a": int}, {"rounds": 1}), ({"a": int}, {"threads": 0})):
+        with pytest.raises(ValueError, match="compare"):
+            measure.compare(forms, **options)
+
+
+def test_duration_units():
+    assert [measure.duration(s) for s in (2.5, 0.00123, 4.56e-6, 1e-9)] == ["2.5 s", "1.23 ms", "4.56 µs", "0.001 µs"]
+
+
+def test_ceilings_and_machine():
+    found = measure.ceilings()
+    assert found.gflops > 0 and found.gbs > 0 and found.ridge == found.gflops / found.gbs
+    assert found.limit(found.gflops * 1e9, 1) == pytest.approx(1) and found.limit(1, found.gbs * 2e9) == pytest.approx(2)
+    assert {"name", "cores", "threads", "torch", "date"} <= measure.machine().keys()
+
+
+# -- in a real kernel
+
+
+def test_in_a_notebook(tmp_path):
+    """Outputs as a chapter stores them: one quiet line of training, small figures, metadata that survive."""
+    nbformat, papermill = pytest.importorskip("nbformat"), pytest.importorskip("papermill")
+    cells = [
+        "import torch\nfrom torch import nn\nfrom refimpl import lab\nfrom refimpl.viz import charts\nlab.setup(0)",
+        "lab.say('two is **2**')",
+        "net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\nh = lab.train.fit(net, lab.data.digits(), steps=300, lr=1e-2, label='linear')",
+        "charts.image_grid([lab.data.photo(n, 160) for n in lab.data.PHOTOS], columns=4);",
+        "def own(x):\n    return x\nlab.show_source(own)",
+        "lab.stamp('efficientvit')",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "in.ipynb")
+    papermill.execute_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb", progress_bar=False)
+    outputs = [cell.outputs for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells]
+    assert [len(o) for o in outputs] == [0, 1, 1, 1, 1, 1]
+    assert outputs[1][0].data["text/markdown"] == "two is **2**"
+    assert outputs[2][0].data.keys() == {"text/plain"} and outputs[2][0].data["text/plain"].startswith("linear: 300 steps in ")
+    assert len(outputs[3][0].data["image/png"]) < 250_000
+    assert outputs[4][0].data["text/plain"].startswith("Source: this notebook")
+    record = outputs[5][0].metadata["refimpl"]["stamp"]
+    assert not freshness.stale(record) and record["seconds"] > 0
