@@ -69,7 +69,9 @@ PARTS: dict[str, str] = {
 }
 
 # Models that papers start from: prefix of the name -> (module in refimpl.bases, variants).
-BASES: dict[str, tuple[str, tuple[str, ...]]] = {}
+BASES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "deit": ("vit", ("tiny", "small", "base", "tiny_distilled", "small_distilled", "base_distilled")),
+}
 
 # The papers in the book's order, part by part. Claims number as the chapters report them; `reported` quotes the paper's figures, never ours.
 PAPERS: dict[str, Paper] = {
@@ -3035,6 +3037,7 @@ PAPERS: dict[str, Paper] = {
             code="https://github.com/facebookresearch/convit",
             commit="0a9340aaf50dd101c2d3766e575f24085afc92ed",
             licence="ambiguous: Apache-2.0 and CC-BY-NC are both stated",
+            variants=("tiny", "tiny_plus", "small", "small_plus", "base", "base_plus"),
             claims=(
                 Claim(
                     "convit.1",
@@ -3130,6 +3133,8 @@ PAPERS: dict[str, Paper] = {
             code="https://github.com/Jiawei-Yang/Denoising-ViT",
             commit="82704df9ba253c9696dcf3a8239434e3cbacf19d",
             licence="MIT",
+            variants=("denoiser_small", "denoiser_base", "denoiser_large", "denoiser_giant"),
+            kernels=("grid_encode",),
             claims=(
                 Claim(
                     "dvt.1",
