@@ -73,6 +73,7 @@ def setup(app):
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-docstring", as_markdown)
     app.config.autodoc_typehints = "signature"
+    app.config.autodoc_inherit_docstrings = False
     app.config.autodoc_preserve_defaults = True
     app.config.add_module_names = False
     app.config.nitpick_ignore_regex = [("py:.*", ".*")]

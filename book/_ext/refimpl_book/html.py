@@ -58,7 +58,7 @@ def table(
     numeric: Sequence[int] = (),
     id: str = "",
 ) -> str:
-    """A table with a caption, column and row headers; on a phone each row becomes a card (see custom.css).
+    """A table with a caption, column and row headers; on a phone each row becomes a card (custom.css), so roles are said explicitly.
 
     head: plain texts; rows: HTML or `Cell`, the first of each is the row's header. `numeric`: columns of right-aligned figures.
     """
@@ -71,15 +71,15 @@ def table(
         content = content if isinstance(content, Cell) else Cell(content)
         value = "" if content.value is None else f' data-value="{escape(str(content.value))}"'
         if i == 0:
-            return f'<th scope="row"{kind(i)}{value}>{content.shown}</th>'
-        return f'<td data-label="{escape(head[i])}"{kind(i)}{value}>{content.shown}</td>'
+            return f'<th scope="row" role="rowheader"{kind(i)}{value}>{content.shown}</th>'
+        return f'<td role="cell" data-label="{escape(head[i])}"{kind(i)}{value}>{content.shown}</td>'
 
-    columns = "".join(f'<th scope="col"{kind(i)}>{escape(name)}</th>' for i, name in enumerate(head))
-    body = "\n".join(f"<tr>{''.join(cell(i, c) for i, c in enumerate(row))}</tr>" for row in rows)
+    columns = "".join(f'<th scope="col" role="columnheader"{kind(i)}>{escape(name)}</th>' for i, name in enumerate(head))
+    body = "\n".join(f'<tr role="row">{"".join(cell(i, c) for i, c in enumerate(row))}</tr>' for row in rows)
     name = f' id="{id}"' if id else ""
     return (
-        f'<div class="table-box" tabindex="0" role="group" aria-label="{escape(plain(caption))}"><table class="table cards {classes}"{name}>'
-        f"<caption>{caption}</caption>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n"
+        f'<div class="table-box"><table class="table cards {classes}"{name} role="table"><caption>{caption}</caption>\n'
+        f'<thead role="rowgroup"><tr role="row">{columns}</tr></thead>\n<tbody role="rowgroup">\n{body}\n</tbody></table></div>\n'
     )
 
 

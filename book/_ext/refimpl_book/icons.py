@@ -10,6 +10,7 @@ import sphinx_book_theme
 from fontTools import subset
 
 THEMES = [Path(pydata_sphinx_theme.__file__).parent / "theme", Path(sphinx_book_theme.__file__).parent]
+ALSO = "fa-github"  # named by the repository's provider
 USED_BY = ("*.html", "*.py", "scripts/*.js", "styles/*.css")
 FAMILIES = {"fa-solid-900.ttf": ("Font Awesome 6 Free", 900), "fa-brands-400.ttf": ("Font Awesome 6 Brands", 400)}
 CLASSES = """
@@ -24,18 +25,15 @@ CLASSES = """
 def texts() -> str:
     """Everything in the two themes that can name an icon."""
     found = [f.read_text(encoding="utf-8", errors="ignore") for theme in THEMES for pattern in USED_BY for f in theme.rglob(pattern) if "vendor" not in f.parts]
-    return "\n".join(found)
+    return "\n".join([ALSO, *found])
 
 
 def make(folder: Path) -> None:
     """Write `icons.css` and its fonts into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (vendor,) = THEMES[0].rglob("vendor/fontawesome/*/webfonts")
-    names = {
-        name: int(code, 16)
-        for selectors, code in re.findall(r'((?:\.fa-[\w-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}', css_of(vendor))
-        for name in re.findall(r"\.(fa-[\w-]+):before", selectors)
-    }
+    rules = re.findall(r'((?:\.fa-[\w-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}', css_of(vendor))
+    names = {name: int(code, 16) for selectors, code in rules for name in re.findall(r"\.(fa-[\w-]+):before", selectors)}
     text = texts()
     used = {name: code for name, code in names.items() if re.search(rf"{name}(?![\w-])", text)}
     codes = set(used.values()) | {ord(c) for c in text if 0xE000 <= ord(c) <= 0xF8FF} | {int(c, 16) for c in re.findall(r"\\(f[0-9a-f]{3})(?![0-9a-f])", text)}

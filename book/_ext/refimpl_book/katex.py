@@ -61,7 +61,7 @@ def block(self, node):
         tex = rf"\begin{{aligned}}{tex}\end{{aligned}}"
     number = f'<span class="eqno">({node["number"]})</span>' if node.get("number") else ""
     anchor = f' id="{node["ids"][0]}"' if node.get("ids") else ""
-    self.body.append(f'<div class="math"{anchor} tabindex="0" role="group" aria-label="Equation">{checked(tex, True, node)}{number}</div>\n')
+    self.body.append(f'<div class="math"{anchor}>{checked(tex, True, node)}{number}</div>\n')
     raise nodes.SkipNode
 
 

@@ -6,6 +6,7 @@ import ast
 import base64
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -72,13 +73,13 @@ class PaperList(Page):
         for paper in (p for p in sources.papers() if p.part == part):
             idea = html.inline(paper.idea)
             if not sources.written(paper.stem):
-                items.append(f'<div class="paper planned"><h3>{html.escape(paper.name)}</h3><p>{idea}</p></div>')
+                items.append(f'<div class="paper planned"><h2>{html.escape(paper.name)}</h2><p>{idea}</p></div>')
                 continue
             facts = [html.escape(paper.title), html.escape(venue(paper))]
             if paper.url:
                 facts.append(html.link(paper.url, f"arXiv:{paper.arxiv}"))
             items.append(
-                f'<div class="paper"><h3>{self.chapter_link(paper)}</h3><p>{idea}</p><p class="facts">{" · ".join(facts)}</p>'
+                f'<div class="paper"><h2>{self.chapter_link(paper)}</h2><p>{idea}</p><p class="facts">{" · ".join(facts)}</p>'
                 f'<p class="facts">{verdict_counts(paper.stem)}</p></div>'
             )
         return f'<div class="papers">{"".join(items)}</div>' if items else html.note("No paper of this part is in the catalogue yet.")
@@ -169,7 +170,7 @@ class Ledger(Page):
             sections.append(self.section(paper.stem, paper.name, raw(link + (made if rows else html.note("The stored chapter holds no reports.")))))
         if not sections:
             return html.note("No chapter has reported yet: run <code>make execute</code>.")
-        line = " ".join(f"{html.verdict(name)} {total[name]}" for name in html.VERDICTS if total[name])
+        line = "".join(f"<span>{html.verdict(name)} {total[name]}</span>" for name in html.VERDICTS if total[name])
         return [raw(f'<p class="tally">{line}</p>'), *sections]
 
 
@@ -213,7 +214,7 @@ class Exactness(Page):
             sections.append(self.section(stem, stem, raw(self.cases(stem, [c for c in cases if c["stem"] == stem]))))
         worst = max((c["deviation"] for c in cases if c["deviation"] is not None), default=None)
         passed = sum(c["passed"] for c in cases)
-        how = f" Made {html.escape(', '.join(f'{k} {v}' for k, v in made.items()))}." if made else ""
+        how = f" Checked on {html.escape(made['date'])} with torch {html.escape(made['torch'])}." if made else ""
         text = f"<p><strong>{passed} of {len(cases)} official cases agree</strong>; the largest deviation of a compared output is {html.figure(worst, 2)} of its norm.{how}</p>"
         return [raw(text), *sections]
 
@@ -235,17 +236,22 @@ class Exactness(Page):
                     html.Cell(macs, c.get("macs")),
                     html.Cell(deviation, c["deviation"]),
                     sign,
+                    origin(c.get("source", "")),
                 )
             )
-        said = {c.get("source", "") for c in cases} - {""}
-        source = f" Official code: {', '.join(html.escape(s) for s in sorted(said))}." if said else ""
-        return html.table(
-            ("Case", "Parameters", "MACs for one input", "Largest deviation", "Verdict"),
-            rows,
-            f"Official cases of {html.escape(name)}.{source}",
-            numeric=(1, 2, 3),
-            classes="exactness",
-        )
+        caption = f"Official cases of {html.escape(name)}"
+        return html.table(("Case", "Parameters", "MACs for one input", "Largest deviation", "Verdict", "Recorded from"), rows, caption, numeric=(1, 2, 3))
+
+
+def origin(source: str) -> str:
+    """`owner/name@commit path` as a link to that place; anything else as it stands."""
+    found = re.match(r"([\w.-]+/[\w.-]+)\s*@\s*([0-9a-f]{7,40})\s*(.*)", source)
+    if not found:
+        return html.escape(source)
+    repository, commit, path = found.groups()
+    place, _, rest = path.partition(" ")
+    url = f"https://github.com/{repository}/tree/{commit}" + (f"/{place}" if re.fullmatch(r"[\w./-]+", place) else "")
+    return html.link(url, f"{html.escape(repository)}@{commit[:7]}") + (f" {html.escape(path)}" if path else "")
 
 
 class Differences(Page):
@@ -284,34 +290,33 @@ class Explorer(Page):
 
     def machine(self, name: str, results: dict) -> str:
         head = ("Model", "Paper", "Form", "Batch", "Parameters", "MACs", "Latency", "IQR", "Ratio to timm", "Peak memory", "Certificate")
-        rows, data = [], []
+        rows, records = [], []
         for r in results["models"]:
             stem = stem_of(r["name"])
             certificate = certificates(r["name"])
-            data.append({**r, "paper": stem, "official_cases": certificate})
+            records.append({**r, "paper": stem, "official_cases": certificate})
+            ratio, spread = r.get("ratio_to_timm"), r["high"] - r["low"]
+            between = f" ({r['ratio_low']:.2f}–{r['ratio_high']:.2f})" if r.get("ratio_low") else ""
             rows.append(
                 (
                     f"<code>{html.escape(r['name'])}</code>",
                     self.paper_cell(stem),
-                    r.get("form", "eager"),
+                    html.escape(r["form"]),
                     html.Cell(str(r["batch"]), r["batch"]),
-                    html.Cell(html.count(r.get("params")), r.get("params")),
-                    html.Cell(html.count(r.get("macs")), r.get("macs")),
-                    html.Cell(f"{html.figure(r['median_ms'])} ms", r["median_ms"]),
-                    html.Cell(f"{html.figure(r.get('iqr_ms'), 2)} ms" if r.get("iqr_ms") is not None else "–", r.get("iqr_ms")),
-                    html.Cell(ratio(r), r.get("ratio_to_timm")),
-                    html.Cell(f"{html.figure(r['peak_mb'])} MB" if r.get("peak_mb") else "–", r.get("peak_mb")),
-                    html.link(self.to("book/exactness", stem), f"{certificate} equal") if certificate else "–",
+                    html.Cell(html.count(r["params"]), r["params"]),
+                    html.Cell(html.count(r["macs"]), r["macs"]),
+                    html.Cell(milliseconds(r["seconds"]), r["seconds"]),
+                    html.Cell(milliseconds(spread, 2), spread),
+                    html.Cell(f"{ratio:.2f}{between}" if ratio else "–", ratio),
+                    html.Cell(f"{r['memory'] / 1e6:.3g} MB" if r.get("memory") else "–", r.get("memory")),
+                    html.Cell(html.link(self.to("book/exactness", stem), f"{certificate} equal") if certificate else "–", certificate),
                 )
             )
-        table = html.table(
-            head, rows, f"Models measured on {html.escape(machine_line(results))}", classes="explorer", numeric=tuple(range(3, 10)), id=f"speed-{name}"
-        )
-        payload = json.dumps({"machine": results.get("machine", {}), "models": data}, ensure_ascii=False).replace("</", "<\\/")
-        return (
-            f'<div class="explorer-box" data-name="{name}">{table}<script type="application/json" class="explorer-data">{payload}</script></div>'
-            + self.unmeasured({r["name"] for r in results["models"]})
-        )
+        caption = f"Models measured on {html.escape(machine_line(results))}"
+        table = html.table(head, rows, caption, classes="explorer", numeric=tuple(range(3, 10)), id=f"speed-{name}")
+        payload = json.dumps({"machine": results.get("machine", {}), "models": records}, ensure_ascii=False).replace("</", "<\\/")
+        script = f'<script type="application/json" class="explorer-data">{payload}</script>'
+        return f'<div class="explorer-box" data-name="{name}">{table}{script}</div>' + self.unmeasured({r["name"] for r in results["models"]})
 
     def unmeasured(self, measured: set[str]) -> str:
         left = [m for m in sources.models() if m not in measured]
@@ -337,18 +342,16 @@ def certificates(model: str) -> int:
     return sum(c["passed"] for c in sources.exactness()[1] if c["stem"] == stem and (c["case"] == variant or c["case"].startswith(f"{variant}_")))
 
 
-def ratio(r: dict) -> str:
-    if r.get("ratio_to_timm") is None:
-        return "–"
-    spread = f" ({r['ratio_low']:.2f}–{r['ratio_high']:.2f})" if r.get("ratio_low") and r.get("ratio_high") else ""
-    return f"{r['ratio_to_timm']:.2f}{spread}"
+def milliseconds(seconds: float, digits: int = 3) -> str:
+    return f"{html.figure(1e3 * seconds, digits)} ms"
 
 
 def machine_line(results: dict) -> str:
     machine = results.get("machine", {})
-    name = machine.get("name") or machine.get("cpu") or "this machine"
-    rest = [f"{key} {machine[key]}" for key in ("threads", "torch", "date") if machine.get(key)]
-    return f"{name} ({', '.join(rest)})" if rest else name
+    facts = [f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"] if machine.get("threads") else []
+    facts += [f"torch {machine['torch']}"] if machine.get("torch") else []
+    facts += [str(machine["date"])] if machine.get("date") else []
+    return f"{machine.get('name', 'a machine without a name')} ({', '.join(facts)})"
 
 
 class Kernels(Page):
@@ -375,7 +378,7 @@ class Kernels(Page):
 
 
 def listings(tree: ast.Module, text: str) -> dict[str, str]:
-    """The four forms as they stand in the file; what only Triton's form uses is shown with it."""
+    """The four forms as they stand in the file, each followed by the functions of the file that it calls."""
     functions = [n for n in tree.body if isinstance(n, ast.FunctionDef)]
     lines = text.splitlines()
 
@@ -394,65 +397,49 @@ def listings(tree: ast.Module, text: str) -> dict[str, str]:
 
     found = {}
     for title, entry in {"Loops": "naive", "NumPy": "with_numpy", "PyTorch": "with_torch", "Triton": "with_triton"}.items():
-        nodes_ = sorted(reached(entry, {}).values(), key=lambda n: n.lineno)
-        if nodes_:
-            found[title] = "\n\n\n".join(source(n) for n in nodes_)
+        if first := reached(entry, {}):
+            helpers = sorted((n for name, n in first.items() if name != entry), key=lambda n: n.lineno)
+            found[title] = "\n\n\n".join(source(n) for n in (first[entry], *helpers))
     return found
 
 
-BACKENDS = {"numpy": "NumPy", "torch": "PyTorch", "triton_interpreter": "Triton, interpreted", "triton_gpu": "Triton, compiled on a GPU"}
+BACKENDS = {"numpy": "NumPy", "torch": "PyTorch", "triton_interpreter": "Triton, interpreted", "triton_gpu": "Triton, compiled on a GPU", "triton": "Triton"}
+
+
+def measured(op: str) -> list[tuple[dict, dict]]:
+    """(results file, record of this kernel) of every machine that measured it."""
+    return [(results, k) for results in sources.timings().values() for k in results.get("kernels", []) if k["op"] == op]
 
 
 def provenance(op: str) -> str:
-    """Which form was verified by what, in units of the composed form's own rounding error. The GPU's row is never inferred from the interpreter's."""
+    """Which form was verified where, in units of the composed form's own rounding error. The GPU's row is never inferred from the interpreter's."""
     rows = []
-    for name, label in BACKENDS.items():
-        seen = [
-            (m, r["verified"][name])
-            for m, results in sources.timings().items()
-            for r in results.get("kernels", [])
-            if r["op"] == op and r.get("verified", {}).get(name)
-        ]
-        for _, v in seen:
-            rows.append(
-                (
-                    label,
-                    html.figure(v.get("forward"), 2),
-                    html.figure(v.get("gradient"), 2),
-                    html.escape(v.get("dtype", "–")),
-                    html.escape(v.get("on", "–")),
-                    html.escape(v.get("date", "–")),
-                )
-            )
-        if not seen:
-            rows.append((label, "–", "–", "–", "not verified yet", "–"))
-    head = ("Form", "Forward error", "Gradient error", "Type", "Verified on", "Date")
-    return html.table(
-        head, rows, "Agreement with the loops in float64, as a multiple of the composed PyTorch form’s own error", numeric=(1, 2), classes="provenance"
-    )
+    for backend in ("numpy", "torch", "triton_interpreter", "triton_gpu"):
+        seen = [(results, k) for results, k in measured(op) if backend in k.get("agreement", {})]
+        label = BACKENDS[backend]
+        rows += [(label, html.figure(k["agreement"][backend], 2), html.escape(results["machine"]["name"]), html.escape(k["date"])) for results, k in seen]
+        rows += [(label, "–", "not verified yet", "–")] * (not seen)
+    caption = "Distance to the loops in float64, as a multiple of the composed PyTorch form’s own rounding error"
+    return html.table(("Form", "Error", "Verified on", "Date"), rows, caption, numeric=(1,))
 
 
 def times(op: str) -> str:
-    rows = []
-    for results in sources.timings().values():
-        for r in (k for k in results.get("kernels", []) if k["op"] == op and k.get("median_ms")):
-            limit = r.get("limit_ms")
+    """What a call costs, and how far each form is from what the machine could do."""
+    rows, costs = [], []
+    for results, k in measured(op):
+        limit = k["limit_seconds"]
+        for backend, seconds in k["seconds"].items():
+            spread = f"{milliseconds(k['low'][backend])} – {milliseconds(k['high'][backend])}"
+            where = html.escape(machine_line(results))
             rows.append(
-                (
-                    BACKENDS.get(r["backend"], html.escape(r["backend"])),
-                    html.escape(str(r.get("size", "–"))),
-                    html.count(r.get("flops")),
-                    html.count(r.get("bytes")),
-                    f"{html.figure(r['median_ms'])} ms",
-                    f"{html.figure(limit)} ms" if limit else "–",
-                    f"{100 * limit / r['median_ms']:.0f} %" if limit else "–",
-                    html.escape(machine_line(results)),
-                )
+                (BACKENDS.get(backend, html.escape(backend)), milliseconds(seconds), spread, milliseconds(limit), f"{100 * limit / seconds:.2g} %", where)
             )
+        shapes = ", ".join(f"<code>{html.escape(name)}</code> ({', '.join(map(str, shape))})" for name, shape in k["shapes"].items())
+        costs.append(f"{shapes}: {html.count(k['flops'])}FLOP, {html.count(k['bytes'])}B, {k['flops'] / k['bytes']:.3g} FLOP a byte")
     if not rows:
         return html.note("Not timed yet: run <code>make bench</code>.")
-    head = ("Form", "Size", "FLOPs", "Bytes", "Time", "Limit", "Share of the limit", "Machine")
-    return html.table(head, rows, "Time against the limit of the machine: the larger of FLOPs over peak and bytes over bandwidth", numeric=(2, 3, 4, 5, 6))
+    caption = f"Time against the machine’s limit, the larger of FLOPs over its rate and bytes over its bandwidth. {'; '.join(dict.fromkeys(costs))}"
+    return html.table(("Form", "Time", "Quartiles", "Limit", "Share of the limit", "Machine"), rows, caption, numeric=(1, 2, 3, 4))
 
 
 class ApiIndex(Page):

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from docutils import nodes
 from refimpl_book import html, icons, sources
 
 UNWANTED = ("thebe", "mathjax")
+REPAIRS = {  # what the theme, docutils and MyST-NB write -> what a screen reader can use
+    '<summary aria-label="Toggle hidden content">': "<summary>",
+    '<div role="list" class="citation-list">': '<div class="citation-list">',
+    ' role="doc-biblioentry"': "",
+    "<th></th>": "<td></td>",
+}
 
 
 def configure(app, config):
@@ -15,13 +22,33 @@ def configure(app, config):
 
 
 def finish_page(app, pagename, templatename, context, doctree):
-    """No script that breaks or asks a third party; the chapter's line of evidence under its title."""
+    """No script that breaks or asks a third party; names and roles that the theme leaves out; a chapter's line of evidence under its title."""
     wanted = [s for s in context["script_files"] if not any(u in str(getattr(s, "filename", s)) for u in UNWANTED)]
     context["script_files"] = [s for s in wanted if "thebe" not in str(getattr(s, "attributes", {}).get("body", ""))]
     context["css_files"] = [c for c in context["css_files"] if "thebe" not in str(getattr(c, "filename", c))]
+    if "generate_toctree_html" in context:
+        context["generate_toctree_html"] = named_toggles(context["generate_toctree_html"])
+    body = context.get("body", "")
+    for found, instead in REPAIRS.items():
+        body = body.replace(found, instead)
     stem = pagename.removeprefix("notebooks/")
     if stem != pagename and sources.chapter(stem):
-        context["body"] = re.sub(r"</h1>", lambda m: m[0] + evidence(stem, context["pathto"]), context["body"], count=1)
+        body = re.sub(r"</h1>", lambda m: m[0] + evidence(stem, context["pathto"]), body, count=1)
+    context["body"] = body
+
+
+def named_toggles(generate):
+    """The sidebar's folding arrows say what they fold."""
+
+    def generated(*args, **kwargs):
+        return re.sub(
+            r'(<a class="[^"]*reference internal"[^>]*>)((?:(?!</a>).)*)(</a><details[^>]*><summary)>',
+            lambda m: f'{m[1]}{m[2]}{m[3]} aria-label="Pages of {html.escape(html.plain(m[2]))}">',
+            str(generate(*args, **kwargs)),
+            flags=re.S,
+        )
+
+    return generated
 
 
 def evidence(stem: str, pathto) -> str:
@@ -45,17 +72,36 @@ def evidence(stem: str, pathto) -> str:
     return '<p class="evidence">' + '<span class="dot" aria-hidden="true"> · </span>'.join(items) + "</p>"
 
 
-class Figures:
-    """Chapters' output images: no path as alternative text, a lazy load, and no grey card behind them (custom.css)."""
+def headless_tables(app, doctree):
+    """A Markdown table whose head is empty (the paper card) has none: its first column names the rows."""
+    for table in doctree.findall(nodes.table):
+        head = next(table.findall(nodes.thead), None)
+        if head is not None and not head.astext().strip():
+            head.parent.remove(head)
+            next(table.findall(nodes.colspec))["stub"] = 1
+            table["classes"].append("card-table")
 
-    @staticmethod
-    def mark(app, doctree, docname):
-        for image in doctree.findall(nodes.image):
-            image["loading"] = "lazy"
+
+FRONT = """<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>{title}</title><meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="_static/favicon.svg"><link rel="canonical" href="{home}"><meta http-equiv="refresh" content="0; url={home}"></head>
+<body><main><h1>{title}</h1><p><a href="{home}">To the book</a></p></main></body>
+</html>
+"""
+
+
+def front_door(app, exception):
+    """`index.html` leads to the first page."""
+    if not exception and app.builder.format == "html":
+        text = FRONT.format(title=html.escape(app.config.html_title), home=f"{app.config.root_doc}.html")
+        (Path(app.outdir) / "index.html").write_text(text, encoding="utf-8")
 
 
 def setup(app):
     icons.setup(app)
     app.connect("config-inited", configure, priority=900)
+    app.connect("doctree-read", headless_tables)
     app.connect("html-page-context", finish_page, priority=900)
+    app.connect("build-finished", front_door)
     app.add_js_file("refimpl.js", loading_method="defer")
