@@ -67,15 +67,16 @@ class CascadedGroupAttention(nn.Module):
         self.attend = Attend()
 
     def forward(self, x: Tensor, layout: Layout | None = None) -> Tensor:
-        side = x.shape[-2:]
-        biases = self.attention_biases[:, None, self.offsets]  # gathered here, never cached: it can't go stale
+        side, n = x.shape[-2:], len(self.offsets)
+        biases = self.attention_biases.index_select(1, self.offsets.flatten()).view(-1, n, n)  # gathered each time: no cache to go stale
         outputs = []
         for x_j, qkv, dw, bias in zip(x.chunk(self.num_heads, 1), self.qkvs, self.dws, biases, strict=True):
             u = x_j + outputs[-1] if outputs else x_j
-            q, k, v = qkv(u).tensor_split((self.key_dim, 2 * self.key_dim), 1)
-            q, k, v = (t.flatten(2).transpose(1, 2)[:, None] for t in (dw(q), k, v))  # (b, 1, n, d)
-            y = self.attend(q, k, v, bias, layout or Layout(tuple(side)))
-            outputs.append(y.squeeze(1).transpose(1, 2).unflatten(2, side))
+            q, k, v = qkv(u).split((self.key_dim, self.key_dim, x_j.shape[1]), 1)
+            q, k, v = (t.flatten(2).transpose(1, 2) for t in (dw(q), k, v))  # (b, n, d)
+            attention = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=self.key_dim**-0.5).softmax(-1)  # A_j
+            self.attend.observe(lambda a=attention: a[:, None], layout or Layout(tuple(side)))
+            outputs.append((attention @ v).unflatten(1, side).permute(0, 3, 1, 2))
         return self.proj(F.relu_(torch.cat(outputs, 1)))
 
 
@@ -100,8 +101,8 @@ class WindowAttention(nn.Module):
             return self.attn(x)
         pad = -side % r
         rows = F.pad(rearrange(x, "b c h w -> b h w c"), (0, 0, 0, pad, 0, pad))
-        windows = rearrange(rows, "b (i h) (j w) c -> (b i j) c h w", h=r, w=r)
-        windows = self.attn(windows, Layout((side, side), window=r))
+        windows = rearrange(rows, "b (i h) (j w) c -> (b i j) h w c", h=r, w=r)
+        windows = self.attn(windows.permute(0, 3, 1, 2), Layout((side, side), window=r))
         i = (side + pad) // r
         return rearrange(windows, "(b i j) c h w -> b c (i h) (j w)", i=i, j=i)[:, :, :side, :side]
 
