@@ -104,11 +104,11 @@ class Gallery(Page):
                 continue
             picture = thumbnail(self.env.app, paper.stem)
             size = f'width="{THUMBNAIL[0]}" height="{THUMBNAIL[1]}"'
-            image = f'<img src="{self.root()}{picture}" alt="" loading="lazy" {size}>' if picture else ""
-            cards.append(
-                f'<a class="chapter-card" href="{self.to(f"notebooks/{paper.stem}")}">{image}<span class="chapter-card-text"><strong>{html.escape(paper.name)}</strong>'
-                f"<span>{html.inline(paper.idea)}</span><small>{html.escape(sources.parts()[paper.part])} · {html.escape(venue(paper))}</small></span></a>"
-            )
+            alt = html.escape(sources.chapter(paper.stem).alt)
+            image = f'<img src="{self.root()}{picture}" alt="{alt}" loading="lazy" {size}>' if picture else ""
+            place = f"{html.escape(sources.parts()[paper.part])} · {html.escape(venue(paper))}"
+            words = f"{self.chapter_link(paper)}<span>{html.inline(paper.idea)}</span><small>{place}</small>"
+            cards.append(f'<div class="chapter-card">{image}<div class="chapter-card-text">{words}</div></div>')
         return f'<div class="gallery">{"".join(cards)}</div>' if cards else html.note("The first chapters are being written.")
 
 

@@ -34,7 +34,20 @@ def finish_page(app, pagename, templatename, context, doctree):
     stem = pagename.removeprefix("notebooks/")
     if stem != pagename and sources.chapter(stem):
         body = re.sub(r"</h1>", lambda m: m[0] + evidence(stem, context["pathto"]), body, count=1)
-    context["body"] = body
+    context["body"] = named_solutions(body)
+
+
+def named_solutions(body: str) -> str:
+    """A folded solution says which one it is, instead of `Show code cell content`."""
+    shown, hidden = '<p class="collapsed admonition-title">Show code cell content</p>', '<p class="expanded admonition-title">Hide code cell content</p>'
+    first, *rest = body.split(shown)
+    named = [first]
+    for piece in rest:
+        title = re.search(r"#@title (Solution \d+)", html.plain(piece[: piece.find("</pre>")]))
+        if title:
+            piece = piece.replace(hidden, hidden.replace("Hide code cell content", f"Hide {title[1]}"), 1)
+        named += [shown.replace("Show code cell content", f"Show {title[1]}") if title else shown, piece]
+    return "".join(named)
 
 
 def named_toggles(generate):
