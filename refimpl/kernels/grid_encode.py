@@ -73,7 +73,7 @@ def naive(points: np.ndarray, table: np.ndarray, scales: Sequence[float], max_en
                 index = x ^ (y * PRIME & 0xFFFFFFFF) if hashed else x + y * lines
                 weight = (t[0] if i else 1 - t[0]) * (t[1] if j else 1 - t[1])
                 out[n, level] += weight * table[first + index % rows]
-    return out.reshape(len(points), -1)
+    return out.reshape(len(points), len(scales) * table.shape[1])
 
 
 def with_numpy(points: np.ndarray, table: np.ndarray, scales: Sequence[float], max_entries: int) -> np.ndarray:
@@ -106,7 +106,7 @@ def with_torch(points: Tensor, table: Tensor, scales: Sequence[float], max_entri
     weight = torch.stack([(1 - tx) * (1 - ty), tx * (1 - ty), (1 - tx) * ty, tx * ty], -1)
     index = first[:, None] + index % rows[:, None]
     bags = F.embedding_bag(index.view(-1, 4), table, mode="sum", per_sample_weights=weight.reshape(-1, 4).to(table.dtype))
-    return bags.view(len(points), -1)
+    return bags.view(len(points), len(scales) * table.shape[1])
 
 
 def with_triton(points: Tensor, table: Tensor, scales: Sequence[float], max_entries: int) -> Tensor:
@@ -125,53 +125,50 @@ def lookup() -> type[torch.autograd.Function]:
     import triton.language as tl
 
     @triton.jit
-    def corner(x, y, lines, rows, hashed):
-        index = x.to(tl.int64) + y.to(tl.int64) * lines
-        hash = x.to(tl.uint32) ^ (y.to(tl.uint32) * 2654435761)
-        return tl.where(hashed != 0, hash.to(tl.int64), index) % rows
-
-    @triton.jit
-    def forward_kernel(points, table, scales, shape, out, n, levels, f: tl.constexpr, block: tl.constexpr):
+    def forward_kernel(points, table, scales, shape, out, n, levels, f: tl.constexpr, block: tl.constexpr, PRIME: tl.constexpr):
         level = tl.program_id(1)
-        i, c = tl.program_id(0) * block + tl.arange(0, block), tl.arange(0, f)
-        inside = i < n
+        p, c = tl.program_id(0) * block + tl.arange(0, block), tl.arange(0, f)
+        inside = p < n
         scale = tl.load(scales + level)
         lines, rows, first, hashed = tl.load(shape + level * 4), tl.load(shape + level * 4 + 1), tl.load(shape + level * 4 + 2), tl.load(shape + level * 4 + 3)
-        px = tl.load(points + 2 * i, inside, 0.0) * scale + 0.5
-        py = tl.load(points + 2 * i + 1, inside, 0.0) * scale + 0.5
+        px = tl.load(points + 2 * p, inside, 0.0) * scale + 0.5
+        py = tl.load(points + 2 * p + 1, inside, 0.0) * scale + 0.5
         x, y = tl.floor(px), tl.floor(py)
         tx, ty = px - x, py - y
         total = tl.zeros((block, f), tl.float32)
         for dy in tl.static_range(2):
             for dx in tl.static_range(2):
-                row = first + corner(x.to(tl.int32) + dx, y.to(tl.int32) + dy, lines, rows, hashed)
+                i, j = x.to(tl.int64) + dx, y.to(tl.int64) + dy
+                row = first + tl.where(hashed != 0, i ^ (j * PRIME & 0xFFFFFFFF), i + j * lines) % rows
                 weight = (tx if dx == 1 else 1 - tx) * (ty if dy == 1 else 1 - ty)
                 total += weight[:, None] * tl.load(table + row[:, None] * f + c[None, :], inside[:, None], 0.0)
-        tl.store(out + (i[:, None].to(tl.int64) * levels + level) * f + c[None, :], total, inside[:, None])
+        tl.store(out + (p[:, None].to(tl.int64) * levels + level) * f + c[None, :], total, inside[:, None])
 
     @triton.jit
-    def backward_kernel(points, table, scales, shape, grad, grad_table, grad_points, n, levels, f: tl.constexpr, block: tl.constexpr):
+    def backward_kernel(points, table, scales, shape, grad, grad_table, grad_points, n, levels, f: tl.constexpr, block: tl.constexpr, PRIME: tl.constexpr):
         level = tl.program_id(1)
-        i, c = tl.program_id(0) * block + tl.arange(0, block), tl.arange(0, f)
-        inside = i < n
+        p, c = tl.program_id(0) * block + tl.arange(0, block), tl.arange(0, f)
+        inside = p < n
         scale = tl.load(scales + level)
         lines, rows, first, hashed = tl.load(shape + level * 4), tl.load(shape + level * 4 + 1), tl.load(shape + level * 4 + 2), tl.load(shape + level * 4 + 3)
-        px = tl.load(points + 2 * i, inside, 0.0) * scale + 0.5
-        py = tl.load(points + 2 * i + 1, inside, 0.0) * scale + 0.5
+        px = tl.load(points + 2 * p, inside, 0.0) * scale + 0.5
+        py = tl.load(points + 2 * p + 1, inside, 0.0) * scale + 0.5
         x, y = tl.floor(px), tl.floor(py)
         tx, ty = px - x, py - y
-        g = tl.load(grad + (i[:, None].to(tl.int64) * levels + level) * f + c[None, :], inside[:, None], 0.0)
+        g = tl.load(grad + (p[:, None].to(tl.int64) * levels + level) * f + c[None, :], inside[:, None], 0.0)
         along_x, along_y = tl.zeros((block,), tl.float32), tl.zeros((block,), tl.float32)
         for dy in tl.static_range(2):
             for dx in tl.static_range(2):
-                place = (first + corner(x.to(tl.int32) + dx, y.to(tl.int32) + dy, lines, rows, hashed))[:, None] * f + c[None, :]
+                i, j = x.to(tl.int64) + dx, y.to(tl.int64) + dy
+                row = first + tl.where(hashed != 0, i ^ (j * PRIME & 0xFFFFFFFF), i + j * lines) % rows
+                place = row[:, None] * f + c[None, :]
                 wx, wy = (tx if dx == 1 else 1 - tx), (ty if dy == 1 else 1 - ty)
                 tl.atomic_add(grad_table + place, (wx * wy)[:, None] * g, inside[:, None])
                 value = tl.sum(g * tl.load(table + place, inside[:, None], 0.0), 1)
                 along_x += (2 * dx - 1) * wy * value
                 along_y += (2 * dy - 1) * wx * value
-        tl.atomic_add(grad_points + 2 * i, along_x * scale, inside)
-        tl.atomic_add(grad_points + 2 * i + 1, along_y * scale, inside)
+        tl.atomic_add(grad_points + 2 * p, along_x * scale, inside)
+        tl.atomic_add(grad_points + 2 * p + 1, along_y * scale, inside)
 
     class Lookup(torch.autograd.Function):
         @staticmethod
@@ -181,7 +178,7 @@ def lookup() -> type[torch.autograd.Function]:
             (n, _), f = points.shape, table.shape[1]
             out = table.new_empty(n, len(scales) * f)
             if n:
-                forward_kernel[(triton.cdiv(n, 128), len(scales))](points, table, scale, shape, out, n, len(scales), f=f, block=128)
+                forward_kernel[(triton.cdiv(n, 128), len(scales))](points, table, scale, shape, out, n, len(scales), f=f, block=128, PRIME=PRIME)
             ctx.save_for_backward(points, table, scale, shape)
             return out
 
@@ -192,7 +189,7 @@ def lookup() -> type[torch.autograd.Function]:
             grad_points, grad_table = torch.zeros_like(points), torch.zeros_like(table)
             if n:
                 arguments = points, table, scale, shape, grad.contiguous(), grad_table, grad_points, n, levels
-                backward_kernel[(triton.cdiv(n, 128), levels)](*arguments, f=f, block=128)
+                backward_kernel[(triton.cdiv(n, 128), levels)](*arguments, f=f, block=128, PRIME=PRIME)
             return grad_points, grad_table, None, None
 
     return Lookup
