@@ -48,6 +48,37 @@ def test_text_can_be_read_in_either_theme():
     assert best < 4.5, "a transparent figure with one ink would do after all"
 
 
+def test_dark_twin_keeps_the_contrast():
+    dark = lambda colour: charts.from_oklab(charts.turn(charts.to_oklab(charts.rgb(colour))))  # noqa: E731
+    assert np.abs(dark(charts.PAPER) - charts.rgb(charts.DARK_PAGE)).max() < 0.01
+    assert min(charts.contrast(dark(c), charts.DARK_PAGE) for c in (charts.INK, charts.SOFT)) >= 4.5
+    assert min(charts.contrast(dark(c), charts.DARK_PAGE) for c in charts.PALETTE) >= 3
+    assert np.allclose(charts.from_oklab(charts.to_oklab(charts.rgb("#1f91fb"))), charts.rgb("#1f91fb"), atol=1e-6)
+
+
+def test_dark_twin_leaves_pictures_alone():
+    import io
+
+    from PIL import Image
+
+    checker = np.indices((4, 4)).sum(0) % 2 * 1.0
+    fig, ax = charts.figure(height=3)
+    ax.imshow(np.repeat(checker[..., None], 3, -1))
+    charts.bare(ax)
+    ax.set_title("black on paper")
+    file = charts.png(fig)
+    light, twin = (np.asarray(Image.open(io.BytesIO(f)).convert("RGB"), float) for f in (file, charts.dark_twin(file)))
+    (left, top, right, bottom) = json.loads(Image.open(io.BytesIO(file)).info["pictures"])[0]
+    inside = np.s_[top + 2 : bottom - 2, left + 2 : right - 2]
+    assert light.shape == twin.shape and np.array_equal(light[inside], twin[inside])
+    assert {tuple(p) for p in light[inside].reshape(-1, 3)[::7]} == {(0, 0, 0), (255, 255, 255)}, "the box is where the picture is"
+    assert np.abs(twin[1, 1] / 255 - charts.rgb(charts.DARK_PAGE)).max() < 0.01
+    assert light[:top].min() < 60 and twin[:top].max() > 190, "the title is dark on paper, light on the dark page"
+    plain = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(plain, "PNG")
+    assert charts.dark_twin(plain.getvalue()) is None
+
+
 def test_contrast_is_wcags():
     assert charts.contrast("#000000", "#ffffff") == pytest.approx(21) and charts.contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
 

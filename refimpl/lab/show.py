@@ -144,17 +144,21 @@ def table(rows: Sequence[Mapping[str, object]], caption: str = "", metadata: dic
 
 
 # Below 40em every row becomes a card whose cells carry their column's name; explicit roles keep it a table for a screen reader.
+# The first rule takes away the light card that the book's theme puts behind HTML outputs in the dark.
 TABLE_STYLE = """<style>
-.lab-table{width:100%;border-collapse:collapse;text-align:left;color:inherit}
-.lab-table caption{caption-side:top;text-align:left;padding:.25em 0;color:inherit;font-weight:600}
-.lab-table th,.lab-table td{text-align:left!important;vertical-align:top;padding:.4em .75em .4em 0;border-bottom:1px solid #8886;
+html[data-theme] .bd-content div.cell_output .text_html:has(.lab-table){background:none!important;color:inherit!important;padding:0!important}
+table.lab-table{width:100%;border-collapse:collapse;text-align:left;color:inherit}
+table.lab-table caption{caption-side:top;text-align:left;padding:.25em 0;color:inherit!important;font-weight:600}
+table.lab-table :is(th,td){text-align:left!important;vertical-align:top;padding:.4em .75em .4em 0;border:0;border-bottom:1px solid #8886;
 white-space:normal!important;overflow-wrap:anywhere;color:inherit;background:none}
-.lab-table td.lab-number,.lab-table th.lab-number{text-align:right!important;white-space:nowrap!important;font-variant-numeric:tabular-nums}
-@media (max-width:40em){.lab-table,.lab-table tbody,.lab-table tr,.lab-table tbody th,.lab-table td,.lab-table caption{display:block}
-.lab-table thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
-.lab-table tr{padding:.5em 0;border-bottom:1px solid #8888}
-.lab-table tbody th,.lab-table td,.lab-table td.lab-number{border:0;padding:.1em 0;text-align:left!important;white-space:normal!important}
-.lab-table td::before{content:attr(data-column) ": ";font-weight:600}}
+table.lab-table tbody th{font-weight:400}
+table.lab-table :is(th,td).lab-number{text-align:right!important;white-space:nowrap!important;font-variant-numeric:tabular-nums}
+@media (max-width:40em){table.lab-table:is(table),table.lab-table :is(tbody,tr,tbody th,td,caption){display:block}
+table.lab-table thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+table.lab-table tbody tr{padding:.6em 0;border-bottom:1px solid #8888}
+table.lab-table tbody :is(th,td):is(th,td,.lab-number){border:0!important;padding:.1em 0;text-align:left!important;white-space:normal!important}
+table.lab-table tbody th{font-weight:600}
+table.lab-table td::before{content:attr(data-column) ": ";opacity:.8}}
 </style>"""
 
 

@@ -2,6 +2,7 @@
 
 A figure is printed on its own light paper. No single ink reaches a contrast of 4.5:1 on white *and* on the dark theme's page (the best
 grey reaches 4.3), so a transparent figure would fail one of them; on paper every renderer, in either theme, shows the same contrast.
+For the book's dark theme `dark_twin` turns paper and ink around and leaves photographs and maps as they are.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ INK = "#22262b"
 SOFT = "#62676d"  # secondary text, ≥ 4.5:1 on paper
 GRID = "#dcd9d1"
 WASH = "#ecebe4"  # filled boxes of diagrams
+DARK_PAGE = "#14181d"  # the book's dark page and its text: where `dark_twin` takes paper and ink
+LIGHT_INK = "#dfe3e8"
 PALETTE = ("#1f91fb", "#840208", "#907f0c", "#5c29c9", "#297161", "#3b2041")  # tests/test_viz.py holds what it promises
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1)), (0, (8, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -40,7 +43,6 @@ def style() -> None:
         {
             "figure.figsize": (WIDTH, 3.6),
             "figure.dpi": 120,
-            "savefig.dpi": 120,
             "figure.facecolor": PAPER,
             "savefig.facecolor": PAPER,
             "axes.facecolor": PAPER,
@@ -80,16 +82,85 @@ def style() -> None:
 
 
 def png(fig: Figure) -> bytes:
-    """A figure as PNG. One of more than 40 KB (photographs) is brought to 256 colours, a third of the size, with hardly a visible loss."""
+    """A figure as PNG. One of more than 40 KB (photographs) is brought to 256 colours, a third of the size, with hardly a visible loss.
+
+    A text entry `pictures` of the file holds the boxes (left, top, right, bottom, in pixels) of photographs, maps and colour bars.
+    """
     import io
+    import json
+
+    from matplotlib.collections import QuadMesh
+    from matplotlib.image import AxesImage
+    from matplotlib.transforms import Bbox
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    fig.canvas.draw()
+    dpi = fig.dpi
+    frame = fig.get_tightbbox().padded(0.12)
+    boxes = []
+    for artist in fig.findobj(lambda a: isinstance(a, AxesImage | QuadMesh)):
+        extent = Bbox.intersection(artist.get_window_extent(), artist.axes.get_window_extent())
+        if extent is not None:
+            corners = (extent.x0 - frame.x0 * dpi, frame.y1 * dpi - extent.y1, extent.x1 - frame.x0 * dpi, frame.y1 * dpi - extent.y0)
+            boxes.append([round(c) for c in corners])
+    raw, out, notes = io.BytesIO(), io.BytesIO(), PngInfo()
+    notes.add_text("pictures", json.dumps(boxes))
+    fig.savefig(raw, format="png", bbox_inches=frame, dpi=dpi)
+    picture = Image.open(raw).convert("RGB")
+    if raw.tell() > 40_000:
+        picture = picture.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
+    picture.save(out, format="png", optimize=True, pnginfo=notes)
+    return out.getvalue()
+
+
+def dark_twin(file: bytes) -> bytes | None:
+    """The same figure for a dark page, from the PNG alone: paper becomes the page, ink light, hues stay; photographs and maps are untouched.
+
+    `None` for a file that `png` did not write. Lightness is turned around in OKLab between paper and ink.
+    """
+    import io
+    import json
 
     from PIL import Image
 
-    raw, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(raw, format="png", bbox_inches="tight")
-    if raw.tell() > 40_000:
-        Image.open(raw).convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1).save(small, format="png", optimize=True)
-    return small.getvalue() or raw.getvalue()
+    picture = Image.open(io.BytesIO(file))
+    if "pictures" not in picture.info:
+        return None
+    pixels = np.asarray(picture.convert("RGB"), np.float64) / 255
+    turned = from_oklab(turn(to_oklab(pixels)))
+    for left, top, right, bottom in json.loads(picture.info["pictures"]):
+        box = np.s_[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+        turned[box] = pixels[box]
+    out = io.BytesIO()
+    dark = Image.fromarray(np.rint(turned * 255).astype(np.uint8))
+    if picture.mode == "P":
+        dark = dark.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
+    dark.save(out, format="png", optimize=True)
+    return out.getvalue()
+
+
+TO_LMS = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566], [0.0883024619, 0.2817188376, 0.6299787005]])
+TO_LAB = np.array([[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099], [0.0259040371, 0.7827717662, -0.8086757660]])
+
+
+def to_oklab(rgb: np.ndarray) -> np.ndarray:
+    """sRGB in [0, 1], (…, 3), to OKLab (Ottosson, 2020)."""
+    return np.cbrt(linear(rgb) @ TO_LMS.T) @ TO_LAB.T
+
+
+def from_oklab(lab: np.ndarray) -> np.ndarray:
+    light = ((lab @ np.linalg.inv(TO_LAB).T) ** 3 @ np.linalg.inv(TO_LMS).T).clip(0, 1)
+    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+def turn(lab: np.ndarray) -> np.ndarray:
+    """Lightness turned around: paper goes to the dark page, ink to the light ink, all between keeps its order."""
+    paper, ink, page, light = (to_oklab(rgb(c))[0] for c in (PAPER, INK, DARK_PAGE, LIGHT_INK))
+    lightness = page + (paper - lab[..., 0]) / (paper - ink) * (light - page)
+    tint = to_oklab(rgb(DARK_PAGE))[1:] - to_oklab(rgb(PAPER))[1:]
+    share = np.clip((lab[..., 0] - ink) / (paper - ink), 0, 1)[..., None]  # how much of the paper's own tint a pixel holds
+    return np.concatenate([lightness[..., None], lab[..., 1:] + share * tint], -1)
 
 
 def figure(rows: int = 1, columns: int = 1, height: float = 3.4, width: float = WIDTH, **options) -> tuple[Figure, Axes | np.ndarray]:
@@ -333,12 +404,19 @@ def edge_points(start: tuple, end: tuple) -> tuple[tuple[float, float], tuple[fl
     return cut(start, 1), cut(end, -1)
 
 
+def rgb(colour) -> np.ndarray:
+    """A colour (hex text or three numbers in [0, 1]) as an array (3,)."""
+    return np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] if isinstance(colour, str) else colour, dtype=float)
+
+
+def linear(rgb: np.ndarray) -> np.ndarray:
+    """sRGB in [0, 1] to linear light."""
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
 def luminance(colour) -> float:
     """WCAG relative luminance of a colour (hex text or three numbers in [0, 1])."""
-    if isinstance(colour, str):
-        colour = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
-    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+    return float(linear(rgb(colour)) @ (0.2126, 0.7152, 0.0722))
 
 
 def contrast(first, second) -> float:

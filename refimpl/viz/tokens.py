@@ -41,8 +41,7 @@ def kept(image, keep: Tensor, grid: tuple[int, int] | None = None) -> np.ndarray
     picture = colour_picture(image)
     keep = torch.as_tensor(keep).float().flatten().clamp(0, 1)
     share = spread(keep.reshape(grid_of(len(keep), grid)).numpy(), picture.shape[:2])[..., None]
-    paper = np.array([int(charts.PAPER[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-    return picture * (0.1 + 0.9 * share) + paper * 0.9 * (1 - share)
+    return picture * (0.1 + 0.9 * share) + charts.rgb(charts.PAPER) * 0.9 * (1 - share)
 
 
 def merged(image, group: Tensor, grid: tuple[int, int] | None = None) -> np.ndarray:
@@ -53,7 +52,7 @@ def merged(image, group: Tensor, grid: tuple[int, int] | None = None) -> np.ndar
     out = np.empty_like(picture)
     for token in np.unique(owner):
         mask = owner == token
-        out[mask] = [int(charts.PAPER[i : i + 2], 16) / 255 for i in (1, 3, 5)] if token < 0 else picture[mask].mean(0)
+        out[mask] = charts.rgb(charts.PAPER) if token < 0 else picture[mask].mean(0)
     return out
 
 
