@@ -42,7 +42,7 @@ def triton_missing(device: torch.device) -> str | None:
 def dispatch(op: str, forms: dict[str, Callable], backend: str, *tensors: torch.Tensor | None, **options):
     """Run the form of `op` that `backend` names on `tensors`. `"auto"`: Triton on a GPU where it is installed, else PyTorch.
 
-    The naive and NumPy forms get arrays (float64 stays float64) and carry no gradient; results come back as tensors
+    The naive and NumPy forms get arrays (float64 stays float64, half precision becomes float32) and carry no gradient; results come back as tensors
     on the device of the first tensor. An unknown backend is a `ValueError`, one that can't run here a `RuntimeError`.
     """
     accepted = ("auto", *(b for b in BACKENDS if b in forms))
@@ -55,7 +55,8 @@ def dispatch(op: str, forms: dict[str, Callable], backend: str, *tensors: torch.
         raise RuntimeError(f"{op}: backend='triton' can't run here; {reason}")
     if backend in ("torch", "triton"):
         return forms[backend](*tensors, **options)
-    arrays = [None if t is None else t.detach().cpu().numpy() for t in tensors]
+    narrow = (torch.bfloat16, torch.float16)  # NumPy has no bfloat16
+    arrays = [None if t is None else (t.float() if t.dtype in narrow else t).detach().cpu().numpy() for t in tensors]
     result = forms[backend](*arrays, **options)
     back = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(device)  # noqa: E731
     return tuple(map(back, result)) if isinstance(result, tuple) else back(result)
