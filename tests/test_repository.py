@@ -48,7 +48,8 @@ def split(requirement: str) -> tuple[str, str]:
 
 def test_environment_agrees_with_the_project():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    have = dict(split(entry) for entry in conda if isinstance(entry, str) and not entry.startswith("pip"))
+    from_pip = [e for entry in conda if isinstance(entry, dict) for e in entry["pip"] if not e.startswith("--")]
+    have = dict(split(entry) for entry in [*conda, *from_pip] if isinstance(entry, str) and entry != "pip")
     python = have.pop("python")
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = dict(split(r) for r in [*PROJECT["project"]["dependencies"], *extras["chapters"], *extras["book"], *extras["test"]])
