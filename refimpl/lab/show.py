@@ -150,7 +150,8 @@ html[data-theme] .bd-content div.cell_output .text_html:has(.lab-table){backgrou
 table.lab-table{width:100%;border-collapse:collapse;text-align:left;color:inherit}
 table.lab-table caption{caption-side:top;text-align:left;padding:.25em 0;color:inherit!important;font-weight:600}
 table.lab-table :is(th,td){text-align:left!important;vertical-align:top;padding:.4em .75em .4em 0;border:0;border-bottom:1px solid #8886;
-white-space:normal!important;overflow-wrap:anywhere;color:inherit;background:none}
+white-space:normal!important;overflow-wrap:break-word;color:inherit;background:none}
+table.lab-table code{overflow-wrap:anywhere;white-space:normal}
 table.lab-table tbody th{font-weight:400}
 table.lab-table :is(th,td).lab-number{text-align:right!important;white-space:nowrap!important;font-variant-numeric:tabular-nums}
 @media (max-width:40em){table.lab-table:is(table),table.lab-table :is(tbody,tr,tbody th,td,caption){display:block}
