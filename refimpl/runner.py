@@ -85,8 +85,8 @@ class Run:
 
 
 def encode(x):
-    """Plain data as a JSON tree that keeps types apart: containers are objects with one tag (`l` list, `t` tuple, `s` set, `f` frozenset,
-    `d` dict, `i` large int, `b` bytes, `c` complex), the rest stands for itself. Anything else, subclasses included, is a `TypeError`.
+    """Plain data as a JSON tree that keeps types apart: containers are objects with one tag (`l` list, `m` list of flat lists, `t` tuple, `s` set,
+    `f` frozenset, `d` dict, `i` large int, `b` bytes, `c` complex), the rest stands for itself. Anything else, subclasses included, is a `TypeError`.
     """
     kind = type(x)
     if x is None or kind in (bool, float, str):
@@ -95,9 +95,10 @@ def encode(x):
         return x if x.bit_length() < 64 else {"i": hex(x)}
     if kind in (list, tuple):
         tag = "l" if kind is list else "t"
-        kinds = set(map(type, x))  # long flat lists at C speed: this runs inside the measured time
-        if kinds <= {bool, float, str} or (kinds == {int} and min(x) > -(2**63) and max(x) < 2**63):
+        if is_flat(x):  # long lists at C speed: this runs inside the measured time
             return {tag: x}
+        if kind is list and set(map(type, x)) == {list} and is_flat([y for z in x for y in z]):
+            return {"m": x}
         return {tag: [encode(y) for y in x]}
     if kind in (set, frozenset):
         return {"s" if kind is set else "f": [encode(y) for y in x]}
@@ -108,6 +109,12 @@ def encode(x):
     if kind is complex:
         return {"c": [x.real, x.imag]}
     raise TypeError(f"{kind.__name__} is not plain data")
+
+
+def is_flat(x: list | tuple) -> bool:
+    """Whether JSON holds the elements as they are."""
+    kinds = set(map(type, x))
+    return kinds <= {bool, float, str} or (kinds == {int} and min(x) > -(2**63) and max(x) < 2**63)
 
 
 def decode(x):
@@ -123,6 +130,8 @@ def decode(x):
         return bytes.fromhex(y)
     if tag == "c":
         return complex(*y)
+    if tag == "m":
+        return list(map(list, y))
     if tag == "d":
         return {decode(k): decode(v) for k, v in y}
     return {"l": list, "t": tuple, "s": set, "f": frozenset}.get(tag, unknown_tag)(map(decode, y))
@@ -145,8 +154,8 @@ class Program:
     def __init__(self, code: str, entry_point: str, memory: int = 1 << 30):
         if not hasattr(os, "fork") or sys.platform in ("emscripten", "wasi"):
             raise RuntimeError(f"the runner needs a POSIX system with fork (Linux; macOS with fewer guarantees), this is {sys.platform}")
-        if not isinstance(code, str) or "\0" in code:
-            raise ValueError(f"code must be a str without null characters, got {type(code).__name__ if not isinstance(code, str) else 'one'}")
+        if not isinstance(code, str):
+            raise ValueError(f"code must be a str, got {type(code).__name__}")
         if not isinstance(entry_point, str) or not entry_point.isidentifier():
             raise ValueError(f"entry_point={entry_point!r} is not a function's name")
         if not isinstance(memory, int) or memory < 64 << 20:
@@ -377,22 +386,25 @@ def keep(orders: int, reports: int, go: int, results: int) -> None:
     gc.collect()
     gc.freeze()
     job: dict = {}
-    for line in os.fdopen(orders):
-        message = json.loads(line)
-        if "args" in message:
-            job = message | {"args": decode(json.loads(message["args"]))}
-            continue
-        pid = os.fork()
-        if pid == 0:
-            os.close(orders)
-            os.close(reports)
-            try:
-                call(job, message["run"], library, go, results)
-            finally:
-                os._exit(1)
-        report({"pid": pid})
-        _, status, usage = os.wait4(pid, 0)
-        report({"exit": os.waitstatus_to_exitcode(status), "cpu": usage.ru_utime + usage.ru_stime})
+    try:
+        for line in os.fdopen(orders):
+            message = json.loads(line)
+            if "args" in message:
+                job = message | {"args": decode(json.loads(message["args"]))}
+                continue
+            pid = os.fork()
+            if pid == 0:
+                os.close(orders)
+                os.close(reports)
+                try:
+                    call(job, message["run"], library, go, results)
+                finally:
+                    os._exit(1)
+            report({"pid": pid})
+            _, status, usage = os.wait4(pid, 0)
+            report({"exit": os.waitstatus_to_exitcode(status), "cpu": usage.ru_utime + usage.ru_stime})
+    except Exception as error:
+        report({"problem": f"{type(error).__name__}: {error}"})
 
 
 def drop_privileges() -> None:
