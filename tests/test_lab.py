@@ -403,6 +403,21 @@ def test_compare():
             measure.compare(forms, **options)
 
 
+def test_operator_times(capfd):
+    x = torch.randn(64, 64)
+    times = measure.operator_times(lambda: (x @ x).softmax(-1).t().contiguous() + 1, rounds=3)
+    assert {"aten::mm", "aten::_softmax"} <= times.keys() and list(times.values()) == sorted(times.values(), reverse=True)
+    kinds = measure.by_kind(times)
+    assert {"matrix product", "softmax", "copies and reshapes", "element-wise"} == kinds.keys()
+    assert sum(kinds.values()) == pytest.approx(sum(times.values()))
+    assert capfd.readouterr().err == "", "the profiler's own lines would end up in a stored chapter"
+    assert measure.by_kind({"aten::tanh": 1, "aten::t": 2, "aten::to": 4}) == {"copies and reshapes": 6, "element-wise": 1}
+    kinds = measure.by_kind({"aten::native_layer_norm": 1, "aten::mkldnn_convolution": 2, "aten::_scaled_dot_product_flash_attention_for_cpu": 3})
+    assert kinds == {"attention (fused)": 3, "convolution": 2, "normalisation": 1}
+    with pytest.raises(ValueError, match="rounds=0"):
+        measure.operator_times(lambda: None, rounds=0)
+
+
 def test_duration_units():
     assert [measure.duration(s) for s in (2.5, 0.00123, 4.56e-6, 1e-9)] == ["2.5 s", "1.23 ms", "4.56 µs", "0.001 µs"]
 

@@ -212,6 +212,64 @@ def peak_memory(function: Callable[[], object]) -> int:
     return meter.peak
 
 
+MOVES = "copy clone contiguous cat stack view reshape permute transpose expand select slice as_strided split chunk unbind index gather roll pad"
+KINDS = {  # kind of work -> pieces of operator names; the first that fits counts
+    "convolution": ("conv",),
+    "attention (fused)": ("scaled_dot_product",),
+    "matrix product": ("mm", "matmul", "linear", "einsum", "dot"),
+    "normalisation": ("norm",),
+    "softmax": ("softmax",),
+    "copies and reshapes": (*MOVES.split(), "resolve", "empty", "zeros", "resize", "fill", "flatten", "::to", "::t"),
+}
+
+
+def operator_times(function: Callable[[], object], rounds: int = 7) -> dict[str, float]:
+    """Seconds that each operator takes by itself in a call (`aten::mm` …): medians over the rounds, largest first. Gradients are off.
+
+    Small operators look dearer under the profiler than they are: read shares, not milliseconds.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    if rounds < 1:
+        raise ValueError(f"operator_times: rounds={rounds} must be at least 1")
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
+    found: dict[str, list[float]] = {}
+    with torch.no_grad():
+        function()
+        for _ in range(rounds):
+            with silent_stderr(), profile(activities=activities) as recorded:  # the profiler's C++ part writes two lines about itself
+                function()
+            for event in recorded.key_averages():
+                own = getattr(event, "self_device_time_total", 0) or event.self_cpu_time_total
+                if event.key.startswith("aten::"):
+                    found.setdefault(event.key, []).append(own / 1e6)
+    medians = {name: float(np.median(times + [0.0] * (rounds - len(times)))) for name, times in found.items()}
+    return dict(sorted(medians.items(), key=lambda item: -item[1]))
+
+
+def by_kind(times: Mapping[str, float]) -> dict[str, float]:
+    """`operator_times` added up by kind of work: matrix product, convolution, softmax, normalisation, copies and reshapes, element-wise."""
+    total: dict[str, float] = {}
+    for name, seconds in times.items():
+        fits = lambda part: name.endswith(part) if part.startswith("::") else part in name  # noqa: B023, E731
+        kind = next((kind for kind, parts in KINDS.items() if any(map(fits, parts))), "element-wise")
+        total[kind] = total.get(kind, 0.0) + seconds
+    return dict(sorted(total.items(), key=lambda item: -item[1]))
+
+
+@contextmanager
+def silent_stderr():
+    """Standard error to nowhere, for C++ code as well."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 @dataclass(frozen=True)
 class Ceilings:
     """What this machine can do at best: `gflops` in a matrix product, `gbs` (gigabytes a second, read plus written) in a copy."""
