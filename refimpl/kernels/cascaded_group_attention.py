@@ -145,6 +145,8 @@ def with_triton(x: Tensor, qkv_weight: Tensor, qkv_bias: Tensor, dw_weight: Tens
     c = dim // heads
     if n > 256 or c > 128 or key_dim > 64:
         raise ValueError(f"cascaded_group_attention: backend='triton' keeps a window on chip: n={n} ≤ 256, head width {c} ≤ 128, key_dim={key_dim} ≤ 64 wanted")
+    if x.dtype == torch.bfloat16 and not x.is_cuda:
+        raise ValueError("cascaded_group_attention: Triton's interpreter multiplies the bit patterns of bfloat16; use float32, or a GPU")
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     block = lambda size: max(16, 1 << (size - 1).bit_length())  # noqa: E731  (tl.dot wants at least 16)
     if windows:
@@ -183,19 +185,19 @@ def triton_kernel():
             w_q = tl.load(w + d[None, :] * C + c[:, None], mask=narrow, other=0.0)
             w_k = tl.load(w + (D + d[None, :]) * C + c[:, None], mask=narrow, other=0.0)
             w_v = tl.load(w + (2 * D + c[None, :]) * C + c[:, None], mask=(c[:, None] < C) & slice_, other=0.0)
-            q = tl.dot(u, w_q, input_precision="ieee", out_dtype=acc) + tl.load(wb + d, mask=d < D, other=0.0)[None, :]
-            k = tl.dot(u, w_k, input_precision="ieee", out_dtype=acc) + tl.load(wb + D + d, mask=d < D, other=0.0)[None, :]
-            v = tl.dot(u, w_v, input_precision="ieee", out_dtype=acc) + tl.load(wb + 2 * D + c, mask=c < C, other=0.0)[None, :]
-            conv = tl.zeros((BLOCK_N, BLOCK_D), acc) + tl.load(dwb_ptr + j * D + d, mask=d < D, other=0.0)[None, :]
+            q = tl.dot(u, w_q, input_precision="ieee", out_dtype=acc) + tl.load(wb + d, mask=d < D, other=0.0).to(acc)[None, :]
+            k = tl.dot(u, w_k, input_precision="ieee", out_dtype=acc) + tl.load(wb + D + d, mask=d < D, other=0.0).to(acc)[None, :]
+            v = tl.dot(u, w_v, input_precision="ieee", out_dtype=acc) + tl.load(wb + 2 * D + c, mask=c < C, other=0.0).to(acc)[None, :]
+            conv = tl.zeros((BLOCK_N, BLOCK_D), acc) + tl.load(dwb_ptr + j * D + d, mask=d < D, other=0.0).to(acc)[None, :]
             for tap in range(K * K):
                 near_row, near_col = row + tap // K - K // 2, col + tap % K - K // 2
                 inside = (near_row >= 0) & (near_row < SIDE) & (near_col >= 0) & (near_col < SIDE) & (t < N)
                 near = tl.where(inside, near_row * SIDE + near_col, 0)
-                weight = tl.load(dw_ptr + (j * D + d) * K * K + tap, mask=d < D, other=0.0)
+                weight = tl.load(dw_ptr + (j * D + d) * K * K + tap, mask=d < D, other=0.0).to(acc)
                 shifted = tl.gather(q, near[:, None] + tl.zeros((1, BLOCK_D), tl.int32), 0)
                 conv += tl.where(inside[:, None], shifted * weight[None, :], 0.0)
             logits = tl.dot(conv.to(dtype), tl.trans(k.to(dtype)), input_precision="ieee", out_dtype=acc) * scale
-            logits += tl.load(table_ptr + j * N + offset, mask=pair, other=0.0)
+            logits += tl.load(table_ptr + j * N + offset, mask=pair, other=0.0).to(acc)
             logits = tl.where(t[None, :] < N, logits, -float("inf"))
             weights = tl.exp(logits - tl.max(logits, 1)[:, None])
             weights = weights / tl.sum(weights, 1)[:, None]
