@@ -475,6 +475,18 @@ def test_memory_between_runs_gains_nothing():
     assert race.score(remember + task("max_subarray").solutions["prefix_sums"].code).passed
 
 
+@posix
+def test_limit_is_measured_anew():
+    """T is α times the reference's slowest level as this machine ran it just now, so two races of one problem differ, and so do scores of equal times."""
+    first, second = (Race(task("fib_mod"), QUICK) for _ in range(2))
+    for race in (first, second):
+        assert race.limit == QUICK.alpha * max(map(max, race.times[1:])) and race.answers == first.answers
+    assert first.limit != second.limit
+    busy = [2 * ref for ref in first.refs]
+    once, again = (score_program(lambda *_: Outcome("ok", max(first.refs)), refs, QUICK).value for refs in (first.refs, busy))
+    assert again > once
+
+
 def test_a_task_is_read_from_its_file(tmp_path):
     from refimpl.bases.tasks import read_task
 
