@@ -276,3 +276,44 @@ def test_bad_tokens_and_names():
         GPSA(36, 9)(torch.randn(1, 17, 36))
     with pytest.raises(ValueError, match="unknown ConViT variant 'huge'"):
         create("huge")
+
+
+def test_relative_features_are_column_row_and_squared_distance():
+    """Difference convit.d2: the code's order, not the paper's (‖δ‖², δ₁, δ₂)."""
+    features = relative_features(2, 3)
+    assert features.shape == (6, 6, 3)
+    assert features[0, 5].tolist() == [2, 1, 5] and features[5, 0].tolist() == [-2, -1, 5]
+
+
+def test_the_mix_needs_no_renormalisation():
+    """Difference convit.d4: rows of (1 − σ)S + σP sum to one already."""
+    layer = GPSA(36, 9).double()
+    layer.gating_param.data.normal_(std=3)
+    with seen.record(layer) as maps:
+        layer(torch.randn(2, 25, 36, dtype=torch.float64))
+    torch.testing.assert_close(maps[0].weights.sum(-1), torch.ones(2, 9, 25), rtol=0, atol=1e-6)
+
+
+def test_positions_depend_on_no_image_and_need_no_map():
+    """Difference convit.d5: one pair of small factors a layer serves every image of a batch."""
+    layer = GPSA(36, 9)
+    rows, cols = layer.positional_factors(5, 7)
+    assert rows.shape == (9, 5, 5) and cols.shape == (9, 7, 7)
+    torch.testing.assert_close(torch.kron(rows[3], cols[3]), layer.positional_map(5, 7)[3])
+
+
+def test_non_locality_of_raw_patch_embeddings_is_not_the_network_s():
+    """Difference convit.d1: the official log feeds patch embeddings straight to every layer."""
+    torch.manual_seed(0)
+    model = ConViT(**SMALL).eval()
+    for block in model.blocks[:2]:
+        block.attn.qk.weight.data *= 40  # content maps that depend on their input …
+        block.attn.gating_param.data.fill_(-5.0)  # … and are not hidden by the positional ones
+    images = torch.randn(2, 3, 32, 32)
+    with seen.record(model) as maps:
+        model(images)
+        real = non_locality(maps[1].weights, 4, 4)
+        maps.clear()
+        model.blocks[1].attn(model.patch_embed(images))
+        logged = non_locality(maps[0].weights, 4, 4)
+    assert (real - logged).abs().max() > 0.01
