@@ -22,7 +22,7 @@ def modules() -> list[str]:
     """Every public module of the package, `refimpl` first; not the empty rooms of papers and bases."""
     names = []
     for path in sorted((ROOT / "refimpl").rglob("*.py")):
-        if path.name == "__init__.py" and path.parent.name in ("papers", "bases"):
+        if not (path.parent / "__init__.py").exists() or (path.name == "__init__.py" and path.parent.name in ("papers", "bases")):
             continue
         parts = path.relative_to(ROOT).with_suffix("").parts
         names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))

@@ -9,6 +9,7 @@ from functools import cache
 
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
+
 from refimpl_book import katex
 
 escape = html.escape

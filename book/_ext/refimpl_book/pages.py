@@ -12,8 +12,9 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.statemachine import StringList
-from refimpl_book import api, html, sources
 from sphinx.util.docutils import SphinxDirective
+
+from refimpl_book import api, html, sources
 
 THUMBNAIL = (440, 248)
 
@@ -215,7 +216,8 @@ class Exactness(Page):
         worst = max((c["deviation"] for c in cases if c["deviation"] is not None), default=None)
         passed = sum(c["passed"] for c in cases)
         how = f" Checked on {html.escape(made['date'])} with torch {html.escape(made['torch'])}." if made else ""
-        text = f"<p><strong>{passed} of {len(cases)} official cases agree</strong>; the largest deviation of a compared output is {html.figure(worst, 2)} of its norm.{how}</p>"
+        deviation = f"the largest deviation of a compared output is {html.figure(worst, 2)} of its norm"
+        text = f"<p><strong>{passed} of {len(cases)} official cases agree</strong>; {deviation}.{how}</p>"
         return [raw(text), *sections]
 
     @staticmethod

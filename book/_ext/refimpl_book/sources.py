@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from refimpl_book import ROOT
-
 from refimpl import catalogue, model_index
 from refimpl.catalogue import Paper
+from refimpl_book import ROOT
 
 RESULTS = ROOT / "book" / "results"
 NOTEBOOKS = ROOT / "notebooks"

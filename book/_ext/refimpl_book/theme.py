@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from docutils import nodes
+
 from refimpl_book import html, icons, sources
 
 UNWANTED = ("thebe", "mathjax")

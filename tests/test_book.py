@@ -1,0 +1,372 @@
+"""The built book in headless Chromium: every page readable by everybody, quiet, light, complete, and asking nobody else for anything.
+
+Uses `book/_build/html` when it is newer than its sources, else builds it (under a lock, once for all workers). `REFIMPL_BOOK=DIR` checks
+another built book, `REFIMPL_AXE=FILE` uses another axe-core than the pinned one.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMEDRIVER = shutil.which("chromedriver")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver: apt-get install chromium chromium-driver"),
+    pytest.mark.skipif(not importlib.util.find_spec("jupyter_book"), reason="needs the extra 'book'"),
+    pytest.mark.skipif(not importlib.util.find_spec("selenium"), reason="needs the extra 'test'"),
+]
+
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync --disable-default-apps --hide-scrollbars --force-color-profile=srgb"
+)
+BUDGET_PAGE, BUDGET_FIGURES = 1_000_000, 600_000  # bytes: a page gzipped before figures, its figures
+ALT_LENGTH = range(40, 251)
+COLOUR_RULES = ["color-contrast", "link-in-text-block"]  # all that a theme can change
+
+
+def pages() -> list[str]:
+    """Every page of the book, from the table of contents, before anything is built."""
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))
+    found = [toc["root"]]
+
+    def walk(node):
+        if isinstance(node, list):
+            for item in node:
+                walk(item)
+        elif isinstance(node, dict):
+            if "file" in node:
+                found.append(node["file"])
+            for key in ("parts", "chapters", "sections"):
+                walk(node.get(key))
+
+    walk(toc["parts"])
+    sources = sorted((ROOT / "refimpl").rglob("*.py"))
+    modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in sources if p.stem != "__init__" and (p.parent / "__init__.py").exists()]
+    return [*found, *(f"book/api/{m}" for m in modules), "search", "genindex"]
+
+
+PAGES = pages()
+CHAPTERS = [p for p in PAGES if p.startswith("notebooks/")]
+
+
+def is_fresh(index: Path) -> bool:
+    places = [ROOT / "_config.yml", *(ROOT / "book").rglob("*"), *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "refimpl").rglob("*.py")]
+    sources = [p for p in places if p.is_file() and "_build" not in p.parts and "__pycache__" not in p.parts]
+    return index.exists() and index.stat().st_mtime >= max(p.stat().st_mtime for p in sources)
+
+
+@pytest.fixture(scope="session")
+def book() -> Path:
+    """The folder of the built book."""
+    if given := os.environ.get("REFIMPL_BOOK"):
+        return Path(given)
+    from filelock import FileLock
+
+    html = ROOT / "book" / "_build" / "html"
+    html.mkdir(parents=True, exist_ok=True)
+    with FileLock(html.parent / "tests.lock"):
+        if not is_fresh(html / "index.html"):
+            done = subprocess.run([sys.executable, "book/tools/build.py"], cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return html
+
+
+class Browser:
+    """Headless Chromium before a local server of the book."""
+
+    def __init__(self, root: Path, profile: Path):
+        from selenium import webdriver
+
+        class Quiet(SimpleHTTPRequestHandler):
+            def log_message(self, *args):
+                pass
+
+        self.root = root
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(root)))
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.base = f"http://127.0.0.1:{self.server.server_port}/"
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        for flag in [*FLAGS.split(), f"--user-data-dir={profile}"]:
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
+        self.driver.set_script_timeout(60)
+        self.run = self.driver.execute_script
+        still = [{"name": "prefers-reduced-motion", "value": "reduce"}]  # no colour halfway between two themes
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": still})
+        remember = "localStorage.setItem('mode', 'light'); localStorage.setItem('theme', 'light')"
+        self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": f"try {{ {remember} }} catch {{}}"})
+
+    def size(self, width: int, height: int = 900) -> None:
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+    def open(self, page: str, address: str = "") -> list[dict]:
+        """Load a page afresh; the requests it made: url, status, whether it failed."""
+        self.driver.get("about:blank")
+        self.driver.get_log("performance")
+        self.driver.get_log("browser")
+        self.driver.get(f"{self.base}{page}.html{address}")
+        requests = {}
+        for entry in self.driver.get_log("performance"):
+            message = json.loads(entry["message"])["message"]
+            if message["method"] == "Network.requestWillBeSent":
+                requests[message["params"]["requestId"]] = {"url": message["params"]["request"]["url"]}
+            elif message["method"] == "Network.responseReceived" and message["params"]["requestId"] in requests:
+                requests[message["params"]["requestId"]]["status"] = message["params"]["response"]["status"]
+        return [r for r in requests.values() if not r["url"].startswith(("data:", "blob:", "about:"))]
+
+    def theme(self, name: str) -> None:
+        self.run(f"document.documentElement.dataset.theme = document.documentElement.dataset.mode = '{name}'")
+
+    def errors(self) -> list[str]:
+        return [e["message"] for e in self.driver.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
+
+    def axe(self, rules: list[str] | None = None) -> list[str]:
+        """Violations as readable lines."""
+        if not self.run("return !!window.axe"):
+            self.run(axe_source())
+        options = {"resultTypes": ["violations"], "preload": False}  # preloading asks for style sheets at wrong addresses
+        options |= {"runOnly": {"type": "rule", "values": rules}} if rules else {"rules": {"label-content-name-mismatch": {"enabled": True}}}
+        found = self.driver.execute_async_script(
+            "const [options, done] = arguments; axe.run(document, options).then((r) => done(r.violations), (e) => done([{id: String(e), nodes: []}]))", options
+        )
+        return [
+            f"{v['id']}: {n['html'][:160]} — {' '.join(n['failureSummary'].split())[:160]}"
+            for v in found
+            for n in v["nodes"][:3] or [v | {"html": "", "failureSummary": ""}]
+        ]
+
+
+@functools.cache
+def axe_source() -> str:
+    if given := os.environ.get("REFIMPL_AXE"):
+        return Path(given).read_text(encoding="utf-8")
+    package = Path(importlib.util.find_spec("selenium_axe_python").origin).parent
+    return (package / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def browser(book, tmp_path_factory):
+    made = Browser(book, tmp_path_factory.mktemp("chromium"))
+    yield made
+    made.driver.quit()
+    made.server.shutdown()
+
+
+@functools.cache
+def weight(path: Path) -> int:
+    """Bytes on the wire: texts gzipped, the rest as it is."""
+    data = path.read_bytes()
+    return len(gzip.compress(data, 6)) if path.suffix in (".html", ".css", ".js", ".svg", ".json") else len(data)
+
+
+def weights(root: Path, base: str, requests: list[dict]) -> tuple[int, int]:
+    """(page before figures, figures) in bytes; figures inside the page (`data:`) count as part of it."""
+    files = {root / r["url"].removeprefix(base).split("?")[0].split("#")[0] for r in requests}
+    figures = {f for f in files if f.suffix in (".png", ".jpg", ".webp", ".gif") or (f.suffix == ".svg" and "_static" not in f.parts)}
+    return sum(map(weight, files - figures)), sum(map(weight, figures))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page(browser, book, page):
+    """One page at 1280 and 390 pixels, light and dark."""
+    assert (book / f"{page}.html").exists(), f"{page}.html was not built"
+    for width in (1280, 390):
+        browser.size(width)
+        requests = browser.open(page)
+        foreign = [r["url"] for r in requests if not r["url"].startswith(browser.base)]
+        assert not foreign, f"asks somebody else: {foreign}"
+        missing = [r["url"] for r in requests if r.get("status", 200) >= 400 and not r["url"].endswith("/favicon.ico")]
+        assert not missing, f"not found: {missing}"
+        browser.theme("light")
+        assert browser.axe() == []
+        browser.theme("dark")
+        assert browser.axe(COLOUR_RULES) == []
+        assert browser.errors() == []
+        text, figures = weights(book, browser.base, requests)
+        assert text <= BUDGET_PAGE, f"{text:,} bytes gzipped before figures"
+        assert figures <= BUDGET_FIGURES, f"{figures:,} bytes of figures"
+        dressed = browser.run(
+            """return [...document.querySelectorAll('article .cell_output img, article .gallery img')].filter((image) => {
+                 const style = getComputedStyle(image);
+                 return style.filter !== 'none' || style.backgroundColor !== 'rgba(0, 0, 0, 0)';
+               }).map((image) => image.outerHTML.slice(0, 200))"""
+        )
+        assert dressed == [], "the theme's card or filter is back"
+    for width in (320, 360, 390):
+        browser.size(width)
+        assert browser.run("return document.documentElement.scrollWidth") <= width, f"scrolls sideways at {width} pixels: {widest(browser, width)}"
+    check_images(browser)
+    assert browser.run("return document.querySelectorAll('.katex-error').length") == 0
+
+
+def widest(browser, width: int) -> str:
+    return browser.run(
+        """return [...document.querySelectorAll('main *')].filter((e) => e.getBoundingClientRect().right > arguments[0] + 1)
+                  .slice(0, 3).map((e) => e.outerHTML.slice(0, 120)).join(' | ')""",
+        width,
+    )
+
+
+def check_images(browser) -> None:
+    images = browser.run("return [...document.querySelectorAll('article img')].map((i) => [i.getAttribute('alt') || '', i.getAttribute('src').slice(0, 80)])")
+    for alt, source in images:
+        assert len(alt) in ALT_LENGTH and not alt.startswith(("_images/", "<Figure")) and "/" not in alt.split()[0], f"{source}: alternative text {alt!r}"
+    assert len({alt for alt, _ in images}) == len(images), "two images with the same alternative text"
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_chapter_has_its_buttons(browser, page):
+    browser.size(1280)
+    browser.open(page)
+    stem = page.removeprefix("notebooks/")
+    links = browser.run("return [...document.querySelectorAll('.header-article-items a')].map((a) => a.href)")
+    assert any(re.fullmatch(rf"https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/main/notebooks/{stem}\.ipynb", url) for url in links), links
+    assert any(url.endswith(f"/_sources/notebooks/{stem}.ipynb") for url in links), links
+    assert any(re.search(rf"github\.com/.+/notebooks/{stem}\.ipynb", url) for url in links), links
+    evidence = browser.run("return [...document.querySelectorAll('.evidence a')].map((a) => a.getAttribute('href'))")
+    assert any(f"refimpl.papers.{stem}" in url for url in evidence)
+
+
+def test_search_finds_every_chapter(browser):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    if not CHAPTERS:
+        pytest.skip("no chapter is written yet")
+    for page in CHAPTERS:
+        browser.open("search", f"?q={page.removeprefix('notebooks/')}")
+        wanted = f"return [...document.querySelectorAll('#search-results a')].some((a) => a.href.includes('{page}.html'))"
+        WebDriverWait(browser.driver, 10).until(lambda _, wanted=wanted: browser.run(wanted), f"search does not find {page}")
+
+
+@pytest.fixture
+def explorer(browser):
+    results = ROOT / "book" / "results" / "cpu.json"
+    if not results.exists() and "REFIMPL_BOOK" not in os.environ:
+        pytest.skip("nothing is measured yet: make bench")
+    browser.size(1280)
+    browser.open("book/speed")
+    return browser
+
+
+def column(browser, name: str) -> list[str]:
+    return browser.run(
+        """const table = document.querySelector('table.explorer'), i = [...table.tHead.rows[0].cells].findIndex((c) => c.textContent.startsWith(arguments[0]));
+           return [...table.tBodies[0].rows].filter((r) => !r.hidden).map((r) => r.cells[i].dataset.value ?? r.cells[i].textContent.trim())""",
+        name,
+    )
+
+
+def test_speeds_sort_by_keyboard(explorer):
+    from selenium.webdriver.common.keys import Keys
+
+    button = explorer.driver.find_element("xpath", "//table[contains(@class,'explorer')]//th/button[text()='Latency']")
+    for key, state, reverse in ((Keys.ENTER, "ascending", False), (Keys.SPACE, "descending", True)):
+        button.send_keys(key)
+        assert explorer.run("return document.querySelector('table.explorer th[aria-sort]:not([aria-sort=none])').getAttribute('aria-sort')") == state
+        values = [float(v) for v in column(explorer, "Latency")]
+        assert values == sorted(values, reverse=reverse) and len(set(values)) > 1
+    assert explorer.axe() == []
+
+
+def test_speeds_filter_select_and_remember(explorer):
+    field = explorer.driver.find_element("css selector", ".explorer-controls input[type=search]")
+    first = column(explorer, "Model")[0]
+    field.send_keys(first)
+    assert len(column(explorer, "Model")) >= 1 and all(first in name for name in column(explorer, "Model"))
+    tick = explorer.driver.find_element("css selector", "table.explorer tbody tr:not([hidden]) input")
+    tick.click()
+    only = explorer.driver.find_element("css selector", ".explorer-controls label.tick input")
+    only.click()
+    assert len(column(explorer, "Model")) == 1
+    address = explorer.run("return location.hash")
+    explorer.open("book/speed", address)
+    assert column(explorer, "Model") == [first]
+    assert explorer.run("return document.querySelector('table.explorer tbody tr:not([hidden]) input').checked")
+
+
+def test_speeds_download(explorer):
+    explorer.run(
+        """window.saved = []; HTMLAnchorElement.prototype.click = () => {};
+           URL.createObjectURL = (blob) => { blob.text().then((text) => saved.push(text)); return '#'; }"""
+    )
+    for text in ("CSV", "JSON"):
+        explorer.driver.find_element("xpath", f"//div[contains(@class,'explorer-controls')]//button[text()='{text}']").click()
+    csv, data = explorer.driver.execute_async_script(
+        "const done = arguments[0]; const wait = () => saved.length < 2 ? setTimeout(wait, 20) : done(saved); wait()"
+    )
+    rows = json.loads(data)["models"]
+    assert len(csv.strip().splitlines()) == len(rows) + 1 == len(column(explorer, "Model")) + 1
+    assert csv.startswith("name,") and rows[0]["seconds"] > 0
+
+
+def test_chart_of_speeds_answers_pointer_and_keys(explorer):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    def status() -> str:
+        return explorer.run("return document.querySelector('.explorer-status').textContent")
+
+    svg = explorer.driver.find_element("css selector", ".explorer-chart svg")
+    svg.send_keys(Keys.ARROW_RIGHT)
+    one = status()
+    svg.send_keys(Keys.ARROW_RIGHT)
+    assert " ms," in one and " ms," in status() and status() != one
+    assert explorer.run("return document.querySelectorAll('.explorer-chart .point.pointed').length") == 1
+    circle = explorer.driver.find_elements("css selector", ".explorer-chart circle[data-i]")[-1]
+    ActionChains(explorer.driver).move_to_element(circle).perform()
+    assert status() != one and explorer.run("return document.querySelectorAll('table.explorer tr.pointed').length") == 1
+    svg = explorer.driver.find_element("css selector", ".explorer-chart svg")
+    svg.send_keys(Keys.ARROW_LEFT, Keys.ENTER)
+    assert explorer.run("return document.querySelectorAll('table.explorer tr.picked').length") == 1
+
+
+def test_every_model_is_in_the_table_or_named_beside_it(explorer):
+    import refimpl
+
+    text = explorer.run("return document.querySelector('article').textContent")
+    assert [m for m in refimpl.list_models() if m not in text] == []
+
+
+def test_no_page_is_an_orphan(book):
+    """Every local link and every picture leads to a file of the book."""
+    lost = []
+    for file in book.rglob("*.html"):
+        if "_static" in file.parts or "_sources" in file.parts:
+            continue
+        for url in re.findall(r'(?:href|src)="([^"]+)"', file.read_text(encoding="utf-8")):
+            if re.match(r"[a-z]+:|//|#", url) or "${" in url:
+                continue
+            path = (file.parent / url.split("#")[0].split("?")[0]).resolve()
+            if not path.exists():
+                lost.append(f"{file.relative_to(book)}: {url}")
+    assert lost == []
+
+
+def test_mathematics_is_set(book):
+    """KaTeX ran at build time, with MathML for screen readers, in the version of its style sheet."""
+    text = (book / "book" / "check.html").read_text(encoding="utf-8")
+    assert text.count('class="katex"') >= 5 and "<math" in text and "\\mathcal" not in re.sub(r"<annotation.*?</annotation>", "", text)
+    script = Path(importlib.util.find_spec("sphinxcontrib.katex").origin).with_name("katex.min.js").read_text(encoding="utf-8")
+    version = re.search(r'version:"([\d.]+)"', script)[1]
+    assert f'content:"{version}"' in (book / "_static" / "katex" / "katex.min.css").read_text(encoding="utf-8")
