@@ -486,6 +486,8 @@ PAPERS: dict[str, Paper] = {
             code="https://github.com/mlvlab/EfficientViM",
             commit="304340cb9c339b61669250d058525c9cdadd5e93",
             licence="MIT",
+            variants=("m1", "m2", "m3", "m4", "m1_dist", "m2_dist", "m3_dist", "m4_dist"),
+            kernels=("hsm_ssd", "ssd"),
             claims=(
                 Claim(
                     "efficientvim.1",
@@ -589,6 +591,8 @@ PAPERS: dict[str, Paper] = {
             code="https://github.com/TerryPei/EfficientVMamba",
             commit="0bc5ee288b402d648641f5494b73e9d152e0c62b",
             licence="Apache-2.0 (README; no licence file)",
+            variants=("tiny", "small", "base"),
+            kernels=("selective_scan",),
             claims=(
                 Claim(
                     "efficientvmamba.1",

@@ -7,7 +7,7 @@
 
     x, y: (b, d, l)   dt (Δ), B, C: (b, n, l)   A: (n)   D: (1)   hz_weight: (2e, d)   out_weight: (d, e)   h, h': (b, d, n)
 
-A is added along the axis over which the softmax normalises, so it cancels: the result does not depend on it.
+A is the same for all tokens and the softmax normalises over tokens, so it cancels: the result does not depend on it, and it may be `None`.
 
 Tokens to states and back: 4·l·n·d FLOP and about 5·l·n for the softmax; in float32 at least 4·(2·d·l + 3·n·l + 2·d·n) bytes, about n/2 FLOP a byte
 for d ≫ n: bound by memory on a GPU. The softmax is folded into one pass over the tokens (running maximum and sum, as in online softmax), so the
@@ -29,7 +29,7 @@ from refimpl.kernels import Cost, dispatch
 
 
 def hsm_ssd(
-    x: Tensor, dt: Tensor, B: Tensor, C: Tensor, A: Tensor, D: Tensor, hz_weight: Tensor, out_weight: Tensor, backend: str = "auto"
+    x: Tensor, dt: Tensor, B: Tensor, C: Tensor, A: Tensor | None, D: Tensor, hz_weight: Tensor, out_weight: Tensor, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """y (b, d, l) and the mixed hidden state h' (b, d, n)."""
     check(x, dt, B, C, A, D, hz_weight, out_weight)
@@ -41,6 +41,7 @@ def hsm_ssd(
 def naive(x, dt, B, C, A, D, hz_weight, out_weight):
     """One multiplication at a time."""
     (batch, channels, length), states, inner = x.shape, dt.shape[1], out_weight.shape[1]
+    A = np.zeros(states, x.dtype) if A is None else A
     y, mixed = np.zeros_like(x), np.zeros((batch, channels, states), x.dtype)
     for b in range(batch):
         for n in range(states):
@@ -65,7 +66,7 @@ def naive(x, dt, B, C, A, D, hz_weight, out_weight):
 
 def with_numpy(x, dt, B, C, A, D, hz_weight, out_weight):
     """A stable softmax and four matrix products."""
-    logits = dt + A[:, None]
+    logits = dt if A is None else dt + A[:, None]
     w = np.exp(logits - logits.max(-1, keepdims=True))
     w *= B / w.sum(-1, keepdims=True)
     p, z = np.split(hz_weight @ (x @ np.swapaxes(w, -1, -2)), 2, axis=1)
@@ -75,7 +76,7 @@ def with_numpy(x, dt, B, C, A, D, hz_weight, out_weight):
 
 def with_torch(x, dt, B, C, A, D, hz_weight, out_weight):
     """The same, differentiable."""
-    w = (dt + A[:, None]).softmax(-1)
+    w = (dt if A is None else dt + A[:, None]).softmax(-1)
     h = mix(x @ (w * B).transpose(-1, -2), D, hz_weight, out_weight)
     return h @ C, h
 
@@ -91,7 +92,7 @@ def with_triton(x, dt, B, C, A, D, hz_weight, out_weight):
     if len(x) == 0:
         return with_torch(x, dt, B, C, A, D, hz_weight, out_weight)
     to_states, to_tokens = triton_forms()
-    h = mix(to_states.apply(x, dt + A[:, None], B), D, hz_weight, out_weight)
+    h = mix(to_states.apply(x, dt if A is None else dt + A[:, None], B), D, hz_weight, out_weight)
     return to_tokens.apply(h, C), h
 
 
@@ -194,10 +195,10 @@ def check(x, dt, B, C, A, D, hz_weight, out_weight) -> None:
     wanted = {"B": (B, dt.shape), "C": (C, dt.shape), "A": (A, (states,)), "D": (D, (1,))}
     wanted |= {"out_weight": (out_weight, (channels, inner)), "hz_weight": (hz_weight, (2 * inner, channels))}
     for name, (value, shape) in wanted.items():
-        if tuple(value.shape) != tuple(shape):
+        if value is not None and tuple(value.shape) != tuple(shape):
             raise ValueError(f"hsm_ssd: {name} must have shape {tuple(shape)} to go with x {tuple(x.shape)} and dt {tuple(dt.shape)}, got {tuple(value.shape)}")
     for name, value in {"dt": dt, "B": B, "C": C, "A": A, "D": D, "hz_weight": hz_weight, "out_weight": out_weight}.items():
-        if value.device != x.device:
+        if value is not None and value.device != x.device:
             raise ValueError(f"hsm_ssd: {name} is on {value.device}, x on {x.device}")
 
 

@@ -7,8 +7,9 @@
 
 x is already multiplied by Δ; `ssd_combined` takes Δ, its bias, D and the gate z as the layer does.
 
-In chunks of q steps: the matrix inside a chunk, what the state that enters adds to the outputs, what the chunk adds to the state. Work of a head: l·q·(n + p) + 2·l·p·n multiply-adds against 5·l·p·n dependent operations of the recurrence, all of it as matrix
-products, so that their share of the peak decides, not memory: (q·(n + p) + 2pn)·2 FLOP for 4·(2p + 2n + 1) bytes a step.
+In chunks of q steps: the matrix inside a chunk, what the state that enters adds to the outputs, what the chunk adds to the state. Work of a
+head: l·q·(n + p) + 2·l·p·n multiply-adds against 5·l·p·n dependent operations of the recurrence, all of it as matrix products, so that their
+share of the peak decides, not memory: 2·(q·(n + p) + 2pn) FLOP for 4·(2p + 2n + 1) bytes a step.
 
 Reference followed: state-spaces/mamba @ e9594ce, mamba_ssm/modules/ssd_minimal.py and mamba_ssm/ops/triton/ssd_combined.py.
 """
