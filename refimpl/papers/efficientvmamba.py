@@ -212,7 +212,7 @@ class EfficientVMamba(nn.Module):
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
         self.patch_embed = nn.Conv2d(in_chans, embed_dim, 4, 4)
         self.patch_norm = nn.LayerNorm(embed_dim)
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        rates = iter([drop_path * i / max(1, sum(depths) - 1) for i in range(sum(depths))])
         stages = []
         for i, depth in enumerate(depths):
             dim = embed_dim * 2**i
