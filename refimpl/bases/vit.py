@@ -97,6 +97,7 @@ class VisionTransformer(nn.Module):
         check_transformer(depth, num_classes, in_chans, mlp_ratio, drop_path)
         if pos_embed not in POSITIONS:
             raise ValueError(f"pos_embed={pos_embed!r} is not one of {', '.join(map(repr, POSITIONS))}")
+        self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         side = self.patch_embed.grid_size
         self.layout = Layout((side, side), prefix=2 if distilled else 1)

@@ -51,8 +51,8 @@ def grid_of(n: int, layout: Layout | None) -> tuple[int, int]:
 class GPSA(nn.Module):
     """Gated positional self-attention over patch tokens: (b, n, dim) -> (b, n, dim).
 
-    `locality_strength` is α of the convolutional start. `pos_proj.bias` (c_h) cancels in the softmax: it gets no gradient, and is kept
-    because checkpoints hold it.
+    `locality_strength` is α of the convolutional start. `pos_proj.bias` (c_h) cancels in the softmax, so its gradient is zero; it is kept,
+    frozen, because checkpoints hold it.
     """
 
     name_maps: dict[str, weights.Rules] = {"official": [], "timm": []}
@@ -66,6 +66,7 @@ class GPSA(nn.Module):
         self.qk = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.v = nn.Linear(dim, dim, bias=qkv_bias)
         self.pos_proj = nn.Linear(3, num_heads)  # w_h, c_h
+        self.pos_proj.bias.requires_grad_(False)
         self.gating_param = nn.Parameter(torch.ones(num_heads))  # λ_h
         self.proj = nn.Linear(dim, dim)
         self.attend = Attend()
@@ -156,6 +157,7 @@ class ConViT(nn.Module):
                 f"local_up_to_layer={local_up_to_layer} must be at least 0 and below depth={depth}: the class token needs a plain block after the local ones"
             )
         self.local_up_to_layer = local_up_to_layer
+        self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         grid = (self.patch_embed.grid_size,) * 2
         self.layouts = Layout(grid), Layout(grid, prefix=1)  # before and after the class token joins

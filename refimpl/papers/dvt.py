@@ -246,6 +246,9 @@ class Denoiser(nn.Module):
         self.blocks = nn.ModuleList(Block(feat_dim, feat_dim // 64) for _ in range(num_blocks))
 
     def forward(self, features: Tensor) -> Tensor:
+        return self.forward_features(features)
+
+    def forward_features(self, features: Tensor) -> Tensor:
         dim = self.blocks[0].norm1.normalized_shape[0]
         if features.dim() != 4 or features.shape[-1] != dim:
             raise ValueError(f"features must be (b, h, w, {dim}), got {tuple(features.shape)}")
