@@ -392,12 +392,15 @@ def test_explorer_in_a_browser(browser, tmp_path):
     pieces = [attention.explorer(data.photo("chelsea", 64), layers_shown, title=title).html for title in ("One", "Other")]
     page = tmp_path / "page.html"
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Test</title>'
-    page.write_text(f'<!doctype html><html lang="en">{head}<body><main>{"".join(pieces)}</main></body></html>', encoding="utf-8")
+    page.write_text(
+        f'<!doctype html><html lang="en">{head}<body style="margin-left:min(15vw,120px)"><main>{"".join(pieces)}</main></body></html>', encoding="utf-8"
+    )
     browser.set_window_size(1000, 1400)
     browser.get(page.as_uri())
     find = lambda selector: browser.find_elements("css selector", f".attention-explorer {selector}")  # noqa: E731
     said = lambda i: find(".ax-summary")[i].text  # noqa: E731
     WebDriverWait(browser, 20).until(lambda _: len(find("canvas")) == 2)
+    assert len(find(".ax-mark")) == 2 and len(find("select")[0].find_elements("css selector", "option")) == 2, "each was started once"
     assert said(0) == said(1) == "Query in row 3, column 3: head 1 looks most at row 2, column 2 (100 %)."
 
     pad = find(".ax-pad")[0]
