@@ -161,7 +161,7 @@ class Explorer {
   /** Latency over MACs or parameters, both logarithmic. One stop for the keyboard; arrow keys walk from point to point. */
   draw() {
     const width = Math.max(280, this.box.clientWidth), height = Math.min(360, 200 + width / 5);
-    const [left, bottom, top, right] = [52, 44, 28, 12];
+    const [left, bottom, top, right] = [52, 44, 26, 12];
     const points = this.visible().map((r) => ({ ...r, x: r.record[this.state.x], y: 1e3 * r.record.seconds })).filter((p) => p.x > 0 && p.y > 0).sort((a, b) => a.x - b.x || a.y - b.y);
     if (!points.length) { this.chart.replaceChildren(); this.points = []; return; }
     const range = (values) => { const lo = Math.min(...values), hi = Math.max(...values); return [Math.log10(lo) - 0.06, Math.log10(hi) + 0.06]; };
@@ -176,7 +176,7 @@ class Explorer {
     parts.push(`<text x="${(left + width) / 2}" y="${height - 8}" text-anchor="middle">${this.state.x === "macs" ? "multiply-accumulates" : "parameters"}</text>`);
     parts.push(`<text transform="translate(12 ${(height - bottom) / 2}) rotate(-90)" text-anchor="middle">latency (ms)</text>`);
     const forms = [...new Set(points.map((p) => p.record.form))];
-    forms.forEach((form, i) => parts.push(`<circle class="point ${form}" cx="${left + 16 + 84 * i}" cy="${top + 6}" r="6"/><text x="${left + 28 + 84 * i}" y="${top + 11}">${form}</text>`));
+    forms.forEach((form, i) => parts.push(`<circle class="point ${form}" cx="${left + 16 + 84 * i}" cy="10" r="6"/><text x="${left + 28 + 84 * i}" y="14">${form}</text>`));
     points.forEach((p, i) => parts.push(`<circle class="point ${p.record.form}${this.state.picked.has(p.key) ? " picked" : ""}" data-i="${i}" cx="${px(p.x)}" cy="${py(p.y)}" r="6"/>`));
     this.chart.innerHTML = `<svg viewBox="0 0 ${width} ${height}" tabindex="0" role="application" aria-roledescription="chart" aria-label="Latency of ${points.length} measurements over ${this.state.x === "macs" ? "multiply-accumulates" : "parameters"}; arrow keys walk from point to point, Enter ticks one">${parts.join("")}</svg>`;
     this.points = points;

@@ -42,6 +42,10 @@ def link(url: str, text: str) -> str:
     return f'<a href="{escape(url)}">{text}</a>'
 
 
+def nowrap(text: str) -> str:
+    return f'<span class="nowrap">{escape(text)}</span>'
+
+
 class Cell:
     """A table cell: shown HTML, and the value it sorts by."""
 

@@ -14,7 +14,7 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
-from refimpl_book import api, html, sources
+from refimpl_book import ROOT, api, html, sources
 
 THUMBNAIL = (440, 248)
 
@@ -186,16 +186,26 @@ class Freshness(Page):
                 rows.append(
                     (
                         self.chapter_link(paper),
-                        stamp["date"],
+                        html.nowrap(stamp["date"]),
                         html.Cell(f"{stamp['seconds']:.0f} s", stamp["seconds"]),
                         html.escape(f"Python {stamp['python']}, torch {stamp['torch']}, numpy {stamp['numpy']}"),
                         html.escape(str(machine.get("name", "–"))),
-                        f"<code>{stamp['digest'][:12]}</code>",
+                        self.current(stamp),
                     )
                 )
         if not rows:
             return html.note("No chapter has been executed yet: run <code>make execute</code>.")
         return html.table(("Chapter", "Executed", "Took", "With", "On", "Sources"), rows, "When and with what the stored chapters were executed", numeric=(2,))
+
+    @staticmethod
+    def current(stamp: dict) -> str:
+        """Whether the package has changed since the run."""
+        from refimpl.lab import freshness
+
+        digest = f"<code>{stamp['digest'][:12]}</code>"
+        if freshness.stale(stamp, ROOT):
+            return f'<span class="verdict bad"><span aria-hidden="true">✗</span> changed since</span> {digest}'
+        return f'<span class="verdict good"><span aria-hidden="true">✓</span> unchanged</span> {digest}'
 
 
 class Exactness(Page):
@@ -376,7 +386,13 @@ class Kernels(Page):
         intro = f'<p class="facts">{" · ".join(facts)}</p>' + html.markdown(ast.get_docstring(tree) or "")
         tabs = "\n".join(f"```{{tab-item}} {title}\n:sync: {title}\n\n~~~python\n{code}\n~~~\n```" for title, code in listings(tree, text).items())
         made = self.parse(f"````{{tab-set}}\n{tabs}\n````")
-        return self.section(op, op.replace("_", " ").capitalize(), raw(intro), *made, raw(provenance(op)), raw(times(op)))
+        return self.section(op, kernel_title(op), raw(intro), *made, raw(provenance(op)), raw(times(op)))
+
+
+def kernel_title(op: str) -> str:
+    """`lvq_distance` -> `LVQ distance`: a word without a vowel is an abbreviation."""
+    words = [w if re.search("[aeiouy]", w) else w.upper() for w in op.split("_")]
+    return " ".join([words[0][0].upper() + words[0][1:], *words[1:]])
 
 
 def listings(tree: ast.Module, text: str) -> dict[str, str]:
@@ -419,7 +435,7 @@ def provenance(op: str) -> str:
     for backend in ("numpy", "torch", "triton_interpreter", "triton_gpu"):
         seen = [(results, k) for results, k in measured(op) if backend in k.get("agreement", {})]
         label = BACKENDS[backend]
-        rows += [(label, html.figure(k["agreement"][backend], 2), html.escape(results["machine"]["name"]), html.escape(k["date"])) for results, k in seen]
+        rows += [(label, html.figure(k["agreement"][backend], 2), html.escape(results["machine"]["name"]), html.nowrap(k["date"])) for results, k in seen]
         rows += [(label, "–", "not verified yet", "–")] * (not seen)
     caption = "Distance to the loops in float64, as a multiple of the composed PyTorch form’s own rounding error"
     return html.table(("Form", "Error", "Verified on", "Date"), rows, caption, numeric=(1,))

@@ -110,5 +110,5 @@ def kernel_files() -> list[Path]:
 
 def dependencies() -> list[str]:
     """Files whose change must rebuild the generated pages."""
-    files = [ROOT / "refimpl" / "catalogue.py", ROOT / "book" / "_toc.yml", *NOTEBOOKS.glob("*.ipynb"), *RESULTS.glob("*.json"), *kernel_files()]
+    files = [*(ROOT / "refimpl").rglob("*.py"), ROOT / "book" / "_toc.yml", *NOTEBOOKS.glob("*.ipynb"), *RESULTS.glob("*.json")]
     return [str(f) for f in files]

@@ -86,6 +86,12 @@ def evidence(stem: str, pathto) -> str:
     return '<p class="evidence">' + '<span class="dot" aria-hidden="true"> · </span>'.join(items) + "</p>"
 
 
+def evidence_dates(app, doctree):
+    """A chapter is written again when the exactness of its paper was measured again."""
+    if app.env.docname.startswith("notebooks/"):
+        app.env.note_dependency(str(sources.RESULTS / "exactness.json"))
+
+
 def headless_tables(app, doctree):
     """A Markdown table whose head is empty (the paper card) has none: its first column names the rows."""
     for table in doctree.findall(nodes.table):
@@ -116,6 +122,7 @@ def setup(app):
     icons.setup(app)
     app.connect("config-inited", configure, priority=900)
     app.connect("doctree-read", headless_tables)
+    app.connect("doctree-read", evidence_dates)
     app.connect("html-page-context", finish_page, priority=900)
     app.connect("build-finished", front_door)
     app.add_js_file("refimpl.js", loading_method="defer")
