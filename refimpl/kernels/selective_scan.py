@@ -102,7 +102,7 @@ def with_numpy(u, delta, A, B, C, D=None, z=None, delta_bias=None, state=None, *
     for block, decay in zip(x, a, strict=True):
         block += decay * h
         h = block[-1]
-    h_all = x.reshape(-1, *x.shape[2:])[:length]
+    h_all = x.reshape(a.shape[0] * steps, *x.shape[2:])[:length]
     y = np.einsum("lbnd,bdnl->bdl", h_all, C, optimize=batch * channels > 0)
     y = 2 * y.real if np.iscomplexobj(A) else y
     y = y if D is None else y + D[:, None] * u

@@ -193,8 +193,8 @@ def triton_ssd():
             token = (batch * length + t)[:, None]
             mask_n = inside[:, None] & (n < states)[None, :]
             mask_p = inside[:, None] & (p < width)[None, :]
-            b = tl.load(B + (token * groups + group) * states + n[None, :], mask_n, 0.0)
-            c = tl.load(C + (token * groups + group) * states + n[None, :], mask_n, 0.0)
+            b = tl.load(B + (token * groups + group) * states + n[None, :], mask_n, 0.0).to(real)
+            c = tl.load(C + (token * groups + group) * states + n[None, :], mask_n, 0.0).to(real)
             value = tl.load(x + (token * heads + head) * width + p[None, :], mask_p, 0.0).to(real)
             # exp(segsum a): rows l, columns s; terms between s and l are added, never subtracted
             decay = tl.exp(tl.cumsum(tl.where(step[:, None] > step[None, :], rates[:, None], 0.0), 0))
@@ -204,8 +204,8 @@ def triton_ssd():
             across = tl.sum(tl.where(step == Q - 1, since_start, 0.0), 0)
             mixed = tl.dot(c, tl.trans(b), input_precision="ieee", out_dtype=real) * decay
             out = tl.dot(mixed, value, input_precision="ieee", out_dtype=real)
-            out += since_start[:, None] * tl.dot(c.to(real), tl.trans(h), input_precision="ieee", out_dtype=real)
-            h = across * h + tl.dot(tl.trans(value * to_end[:, None]), b.to(real), input_precision="ieee", out_dtype=real)
+            out += since_start[:, None] * tl.dot(c, tl.trans(h), input_precision="ieee", out_dtype=real)
+            h = across * h + tl.dot(tl.trans(value * to_end[:, None]), b, input_precision="ieee", out_dtype=real)
             tl.store(y + (token * heads + head) * width + p[None, :], out, mask_p)
         tl.store(last + at_state, h, own)
 
