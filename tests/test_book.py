@@ -248,6 +248,25 @@ def test_chapter_has_its_buttons(browser, page):
     assert any(f"refimpl.papers.{stem}" in url for url in evidence)
 
 
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_attention_explorers_answer(browser, page):
+    """Where a chapter has an attention explorer, pointer and arrow keys change what it says."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    browser.size(1280)
+    browser.open(page)
+    pads = browser.driver.find_elements("css selector", ".attention-explorer .ax-pad")
+    for i, pad in enumerate(pads):
+        said = f"return document.querySelectorAll('.attention-explorer .ax-summary')[{i}].textContent"
+        browser.run("arguments[0].scrollIntoView({block: 'center'})", pad)
+        before = browser.run(said)
+        ActionChains(browser.driver).move_to_element_with_offset(pad, -60, -60).perform()
+        hovered = browser.run(said)
+        pad.find_element("xpath", "self::*[@tabindex] | .//*[@tabindex]").send_keys(Keys.ARROW_RIGHT, Keys.ARROW_DOWN)
+        assert len({before, hovered, browser.run(said)}) == 3
+
+
 def test_search_finds_every_chapter(browser):
     from selenium.webdriver.support.ui import WebDriverWait
 

@@ -35,7 +35,7 @@ def make(folder: Path) -> None:
     rules = re.findall(r'((?:\.fa-[\w-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}', css_of(vendor))
     names = {name: int(code, 16) for selectors, code in rules for name in re.findall(r"\.(fa-[\w-]+):before", selectors)}
     text = texts()
-    used = {name: code for name, code in names.items() if re.search(rf"{name}(?![\w-])", text)}
+    used = {name: names[name] for name in set(re.findall(r"fa-[\w-]+", text)) & names.keys()}
     codes = set(used.values()) | {ord(c) for c in text if 0xE000 <= ord(c) <= 0xF8FF} | {int(c, 16) for c in re.findall(r"\\(f[0-9a-f]{3})(?![0-9a-f])", text)}
     css = CLASSES
     for file, (family, weight) in FAMILIES.items():

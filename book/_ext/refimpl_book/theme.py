@@ -116,6 +116,7 @@ def front_door(app, exception):
     if not exception and app.builder.format == "html":
         text = FRONT.format(title=html.escape(app.config.html_title), home=f"{app.config.root_doc}.html")
         (Path(app.outdir) / "index.html").write_text(text, encoding="utf-8")
+        (Path(app.outdir) / ".nojekyll").touch()  # Pages would leave out folders that begin with an underscore
 
 
 def setup(app):
