@@ -335,6 +335,45 @@ def text_corpus() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
+@dataclass(frozen=True, eq=False)
+class Retrieval:
+    """Vectors to search, with queries to learn from and queries to test with: (n, d), (m, d), (t, d) float32 arrays of unit length."""
+
+    vectors: np.ndarray
+    train_queries: np.ndarray
+    test_queries: np.ndarray
+    patches: np.ndarray  # (n, 8, 8, 3), what the vectors are
+    source: str = ""
+
+
+@functools.lru_cache(maxsize=8)
+def patch_retrieval(queries: str = "sketch", seed: int = 0) -> Retrieval:
+    """Colour patches of photographs as vectors of 8·8·3 = 192 numbers, and queries that look for them: 600 to learn from, 400 others to test.
+
+    queries: "copy", the patch itself with noise (distributed like the data), or "sketch", the patch without colour and without its slowly
+    varying part (distributed unlike the data). Up to 400 patches a photograph, of 1200 positions drawn, flat ones left out.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    check_option("queries", queries, ("copy", "sketch"))
+    rng = np.random.default_rng(seed)
+    patches = []
+    for file, _ in PHOTOS.values():
+        windows = np.lib.stride_tricks.sliding_window_view(read_bundled(file).permute(1, 2, 0).numpy(), (8, 8), axis=(0, 1))  # (y, x, 3, 8, 8)
+        drawn = windows[rng.integers(0, windows.shape[0], 1200), rng.integers(0, windows.shape[1], 1200)]
+        patches.append(drawn[drawn.mean(1).std((1, 2)) >= 0.02][:400].transpose(0, 2, 3, 1))
+    patches = np.concatenate(patches)
+    unit = lambda x: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)  # noqa: E731
+    asked = rng.permutation(len(patches))[:1000]
+    seen = patches[asked]
+    if queries == "sketch":
+        grey = seen.mean(3)
+        seen = np.repeat((grey - gaussian_filter(grey, (0, 1.5, 1.5)))[..., None], 3, 3)
+    noisy = unit(seen.reshape(1000, -1))
+    noisy = unit(noisy + 0.02 * rng.standard_normal(noisy.shape))
+    return Retrieval(unit(patches.reshape(len(patches), -1)), noisy[:600], noisy[600:], patches, "patches of scikit-image photographs")
+
+
 def check_integer(name: str, value: int, least: int) -> None:
     if not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name}={value!r} must be an integer of at least {least}")
