@@ -249,7 +249,7 @@ class EfficientVMamba(nn.Module):
 def deploy(module: nn.Module) -> nn.Module:
     """Fold batch norms, in place, all the way down."""
     for name, child in module.named_children():
-        if isinstance(child, EVSSBlock):
+        if isinstance(child, EVSSBlock) and isinstance(child.conv[1], nn.BatchNorm2d):
             child.conv = nn.Sequential(fold_norm(child.conv[0], child.conv[1]), *child.conv[2:])
         setattr(module, name, child.fuse() if isinstance(child, ConvNorm) else deploy(child))
     return module
