@@ -3002,18 +3002,21 @@ PAPERS: dict[str, Paper] = {
                     "The projections have orthonormal columns.",
                     "Frank–Wolfe works on the relaxed set and nothing projects its result back.",
                     "The columns of the returned matrices are orthonormal up to about 0.1 only.",
+                    test="tests/papers/test_leanvec.py::test_frank_wolfe_returns_data_first_and_is_not_orthonormal",
                 ),
                 Difference(
                     "leanvec.d2",
                     "The query projection A stands before the data projection B.",
                     "The function returns (B, A): data first, query second.",
                     "Swapped matrices still run, and search badly.",
+                    test="tests/papers/test_leanvec.py::test_frank_wolfe_returns_data_first_and_is_not_orthonormal",
                 ),
                 Difference(
                     "leanvec.d3",
                     "Frank–Wolfe starts at A = B = 0.",
                     "The first gradient of A is exactly zero, so the first step takes the singular vectors of a zero matrix.",
                     "A starts as the first columns of the identity, up to sign: whatever LAPACK returns; the loss is then far above PCA's.",
+                    test="tests/papers/test_leanvec.py::test_frank_wolfe_starts_from_the_identity_and_far_above_pca",
                 ),
                 Difference(
                     "leanvec.d4",
@@ -3026,6 +3029,7 @@ PAPERS: dict[str, Paper] = {
                     "Scale and bias of a quantised vector are float16 (header of the official code).",
                     "The published package reconstructs with float32 constants.",
                     "With float16 constants about 3 % of 8-bit codes differ by one; float32 is used here, float16 is a storage option.",
+                    test="tests/papers/test_leanvec.py::test_float16_constants_move_a_few_codes",
                 ),
                 Difference(
                     "leanvec.d6",
