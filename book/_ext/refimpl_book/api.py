@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from docutils import nodes
+
 from refimpl_book import ROOT, html, sources
 
 PAGES = ROOT / "book" / "api"
@@ -68,7 +70,31 @@ def as_markdown(app, what, name, obj, options, lines):
     lines[:] = [".. raw:: html", "", *(f"   {line}" for line in shown.splitlines()), ""]
 
 
+def elsewhere(name: str) -> str | None:
+    """Address of a PyTorch, NumPy or Python class that a signature names, by rule: no inventory is asked for."""
+    torch, numpy, python = "https://docs.pytorch.org/docs/stable/", "https://numpy.org/doc/stable/reference/", "https://docs.python.org/3/library/"
+    if name in ("Tensor", "torch.Tensor"):
+        return f"{torch}tensors.html#torch.Tensor"
+    if name in ("torch.device", "torch.dtype"):
+        return f"{torch}tensor_attributes.html#{name}"
+    if layer := re.fullmatch(r"torch\.nn\.(?:modules\.\w+\.)?([A-Z]\w+)", name):
+        return f"{torch}generated/torch.nn.{layer[1]}.html#torch.nn.{layer[1]}"
+    if name in ("numpy.ndarray", "np.ndarray"):
+        return f"{numpy}generated/numpy.ndarray.html#numpy.ndarray"
+    if name == "numpy.random.Generator":
+        return f"{numpy}random/generator.html#numpy.random.Generator"
+    if module := re.fullmatch(r"(collections\.abc|pathlib|typing|fractions|datetime)\.(\w+)", name):
+        return f"{python}{module[1]}.html#{name}"
+    return None
+
+
+def link_elsewhere(app, env, node, contnode):
+    address = elsewhere(node.get("reftarget", "")) if node.get("refdomain") == "py" else None
+    return nodes.reference("", "", contnode, internal=False, refuri=address) if address else None
+
+
 def setup(app):
+    app.connect("missing-reference", link_elsewhere)
     write_pages()
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-docstring", as_markdown)

@@ -100,30 +100,38 @@ class Gallery(Page):
     """Cards of all written chapters; the picture is the chapter's first figure."""
 
     def make(self):
-        cards = []
-        for paper in sources.papers():
-            if not sources.written(paper.stem):
-                continue
-            picture = thumbnail(self.env.app, paper.stem)
-            size = f'width="{THUMBNAIL[0]}" height="{THUMBNAIL[1]}"'
-            alt = html.escape(sources.chapter(paper.stem).alt)
-            image = f'<img src="{self.root()}{picture}" alt="{alt}" loading="lazy" {size}>' if picture else ""
+        cards, rules = [], []
+        for paper in (p for p in sources.papers() if sources.written(p.stem)):
+            image = ""
+            if pictures := thumbnails(Path(self.env.app.outdir), paper.stem):
+                light, *dark = (f"{self.root()}{p}" for p in pictures)
+                alt = html.escape(sources.chapter(paper.stem).alt)
+                image = f'<img src="{light}" alt="{alt}" loading="lazy" width="{THUMBNAIL[0]}" height="{THUMBNAIL[1]}">'
+                rules += [f'html[data-theme="dark"] img[src="{light}"]{{content:url("{twin}")}}' for twin in dark]
             place = f"{html.escape(sources.parts()[paper.part])} · {html.escape(venue(paper))}"
             words = f"{self.chapter_link(paper)}<span>{html.inline(paper.idea)}</span><small>{place}</small>"
             cards.append(f'<div class="chapter-card">{image}<div class="chapter-card-text">{words}</div></div>')
-        return f'<div class="gallery">{"".join(cards)}</div>' if cards else html.note("The first chapters are being written.")
+        if not cards:
+            return html.note("The first chapters are being written.")
+        return f'<style>{"".join(rules)}</style><div class="gallery">{"".join(cards)}</div>'
 
 
-def thumbnail(app, stem: str) -> str:
-    """The chapter's first figure, small, among the book's images; its address from the book's root."""
+def thumbnails(outdir: Path, stem: str) -> list[str]:
+    """The chapter's first figure, small, and its twin for the dark theme, among the book's images; addresses from the book's root."""
+    from refimpl.viz import charts
+
+    if not sources.chapter(stem).figure:
+        return []
+    figure = base64.b64decode(sources.chapter(stem).figure)
+    made = {"": figure, "-dark": charts.dark_twin(figure)}
+    return [thumbnail(content, outdir / "_images" / f"thumbnail-{stem}{kind}.webp") for kind, content in made.items() if content]
+
+
+def thumbnail(figure: bytes, target: Path) -> str:
     from PIL import Image
 
-    figure = sources.chapter(stem).figure
-    if not figure:
-        return ""
-    target = Path(app.outdir) / "_images" / f"thumbnail-{stem}.webp"
     target.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.open(io.BytesIO(base64.b64decode(figure))).convert("RGBA")
+    picture = Image.open(io.BytesIO(figure)).convert("RGBA")
     for scale, quality in ((2, 75), (1.5, 70), (1.25, 60), (1, 50), (1, 20)):
         picture.thumbnail((scale * THUMBNAIL[0], scale * THUMBNAIL[1]))
         picture.save(target, quality=quality, method=6)
