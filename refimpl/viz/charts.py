@@ -335,7 +335,7 @@ def roofline(ax: Axes, ceilings: Ceilings, points: Mapping[str, tuple[float, flo
     ax.text(x[20] * 1.4, ceilings.gbs * x[20] * 0.8, f"copy {ceilings.gbs:.0f} GB/s", fontsize=11, va="top")
     for i, (name, (intensity, rate)) in enumerate(points.items()):
         y = min(ceilings.gflops, ceilings.gbs * intensity) if rate is None else rate
-        ax.plot([intensity], [y], MARKERS[i % 6], color=PALETTE[i % 6], markersize=8, linestyle="none", label=name)
+        ax.plot([intensity], [y], MARKERS[(i + i // 6) % 6], color=PALETTE[i % 6], markersize=8, linestyle="none", label=name)
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(floor, ceilings.gflops * 2), xlabel="arithmetic intensity (FLOP/byte)", ylabel=unit)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
