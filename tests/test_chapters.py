@@ -79,7 +79,8 @@ def test_anatomy(stem):
 def test_first_cells(stem):
     cells = code(read(stem))
     assert cells[0].source == INSTALL.format(repo=address.current())
-    assert "parameters" in cells[1].metadata.tags and {"seed = 0", 'scale = "mini"'} <= set(cells[1].source.splitlines())
+    lines = [line.split("#")[0].strip() for line in cells[1].source.splitlines()]
+    assert "parameters" in cells[1].metadata.tags and {"seed = 0", 'scale = "mini"'} <= set(lines)
     assert "lab.setup(seed)" in cells[2].source
 
 
