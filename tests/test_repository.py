@@ -70,6 +70,7 @@ def test_constraints_satisfy_the_project():
 def test_readme_is_fresh():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.render(text) == text, "README.md is stale: make readme"
+    assert readme.FIGURE.read_bytes() == readme.figure(), "README.md's figure is stale: make readme"
 
 
 def test_readme_names_files_that_exist():

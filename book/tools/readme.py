@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import sys
 from pathlib import Path
@@ -49,7 +51,18 @@ def render(text: str) -> str:
     return text
 
 
+FIGURE = ROOT / "book" / "_static" / "readme.png"
+
+
+def figure() -> bytes:
+    """The README's picture: the first attention overlay that the EfficientViT chapter stored."""
+    notebook = json.loads((ROOT / "notebooks" / "efficientvit.ipynb").read_text(encoding="utf-8"))
+    cell = next(c for c in notebook["cells"] if c["cell_type"] == "code" and "attention.overlay(" in "".join(c["source"]))
+    return base64.b64decode(next("".join(o["data"]["image/png"]) for o in cell["outputs"] if "image/png" in o.get("data", {})))
+
+
 if __name__ == "__main__":
+    FIGURE.write_bytes(figure())
     path = ROOT / "README.md"
     path.write_text(render(path.read_text(encoding="utf-8")), encoding="utf-8")
     print("README.md: generated parts refreshed")
