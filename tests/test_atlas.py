@@ -1,0 +1,174 @@
+"""The two atlases: rows measure what they say, leave their records, and the book's pages show every record of every stored chapter."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pytest
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from refimpl.lab import data, show
+from refimpl.layers import Attend, Layout
+from refimpl.viz import artifacts, atlas, attention, charts
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("Agg")
+
+ROOT = Path(__file__).parents[1]
+
+
+class Looks(nn.Module):
+    """Images -> nothing much, through layers whose maps are given: a list of (weights (heads, n, m), layout)."""
+
+    def __init__(self, *layers: tuple[Tensor, Layout | None], img_size: int = 32, in_chans: int = 3):
+        super().__init__()
+        self.given, self.img_size, self.in_chans = layers, img_size, in_chans
+        self.attends = nn.ModuleList(Attend() for _ in layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen = images
+        assert images.shape[1:] == (self.in_chans, self.img_size, self.img_size) and not self.training
+        for attend, (weights, layout) in zip(self.attends, self.given, strict=True):
+            windows = 1 if layout is None or layout.window is None else -(-layout.grid[0] // layout.window) * -(-layout.grid[1] // layout.window)
+            attend.observe(lambda w=weights, k=windows: w.expand(k * len(images), *w.shape), layout)
+        return images.mean((1, 2, 3))
+
+
+def identity(side: int, heads: int = 2) -> Tensor:
+    return torch.eye(side * side).expand(heads, -1, -1)
+
+
+def uniform(n: int, heads: int = 2) -> Tensor:
+    return torch.full((heads, n, n), 1 / n)
+
+
+@pytest.fixture
+def published(monkeypatch) -> list[tuple[dict, dict]]:
+    """What the rows show: (bundle, metadata)."""
+    shown = []
+    monkeypatch.setattr(show, "publish", lambda bundle, metadata=None: shown.append((bundle, metadata)))
+    with matplotlib.rc_context():
+        charts.style()
+        yield shown
+
+
+def test_known_maps_have_known_measures():
+    grid = Layout((4, 4))
+    prefixed = torch.cat([torch.full((2, 17, 1), 0.75), torch.full((2, 17, 16), 0.25 / 16)], -1)
+    cases = {
+        "itself": (identity(4), grid, 0.0, 0.0),
+        "uniform": (uniform(16), grid, 1.0, 1.0),
+        "uniform on patches, most weight on the class token": (prefixed, Layout((4, 4), prefix=1), 1.0, None),
+        "uniform over pooled keys": (torch.full((2, 16, 4), 0.25), Layout((4, 4), key_grid=(2, 2)), 1.0, 1.0),
+    }
+    for label, (weights, layout, far, bits) in cases.items():
+        (found,) = atlas.measured([attention.Map("layer", weights[None], layout)])
+        assert found["distance"] == pytest.approx(far, abs=1e-4), label
+        assert bits is None or found["entropy"] == pytest.approx(bits, abs=1e-4), label
+        assert found["similarity"] == pytest.approx(1, abs=1e-4) and found["on_image"], label
+
+
+def test_windows_travel_less_than_the_whole_image():
+    one, four = (attention.Map("", uniform(n)[:, None].expand(-1, k, -1, -1).transpose(0, 1), layout) for n, k, layout in windows())
+    (whole,), (inside,) = atlas.measured([one]), atlas.measured([four])
+    assert whole["distance"] == pytest.approx(1, abs=1e-4) and inside["entropy"] == pytest.approx(1, abs=1e-4)
+    side = torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0))
+    small = torch.cartesian_prod(torch.arange(2.0), torch.arange(2.0))
+    wanted = torch.cdist(small, small).mean() / torch.cdist(side, side).mean()
+    assert inside["distance"] == pytest.approx(wanted.item(), abs=1e-4) and inside["window"] == 2
+
+
+def windows():
+    return (16, 1, Layout((4, 4))), (4, 4, Layout((4, 4), window=2))
+
+
+def test_unlike_heads_and_single_heads():
+    apart = torch.stack([torch.eye(16), torch.eye(16).roll(8, 1)])[None]
+    (found,) = atlas.measured([attention.Map("", apart, Layout((4, 4)))])
+    assert found["similarity"] == 0 and found["centred"] < 0
+    (alone,) = atlas.measured([attention.Map("", apart[:, :1], Layout((4, 4)))])
+    assert alone["similarity"] is None and alone["centred"] is None and alone["heads"] == 1
+
+
+def test_attention_row_leaves_figure_and_record(published):
+    model = Looks((identity(4, 3), Layout((4, 4))), (uniform(16, 1), Layout((4, 4))), (uniform(10), None), (torch.ones(2, 1, 1), None)).train()
+    atlas.attention_row("convit", model, state=" at initialisation, seed 0 ")
+    assert model.training, "the model is left as it was"
+    ((bundle, metadata),) = published
+    record = metadata["refimpl"]["attention_atlas"]
+    assert (record["stem"], record["model"], record["state"]) == ("convit", "ConViT", "at initialisation, seed 0")
+    assert [layer["heads"] for layer in record["layers"]] == [3, 1, 2], "a layer with a single key has nothing to choose and is left out"
+    assert [layer["on_image"] for layer in record["layers"]] == [True, True, False] and record["layers"][2]["distance"] is None
+    assert record["drawn"] == [0, 1], "the last map that lies on the image"
+    assert record["photos"] == list(atlas.PHOTOS) and "initialisation" in bundle["text/plain"]
+    assert charts.dark_twin(base64.b64decode(bundle["image/png"])) is not None
+    assert not matplotlib.pyplot.get_fignums(), "the notebook would show it a second time"
+    assert torch.equal(model.seen, torch.stack([data.photo(name, 32) for name in atlas.PHOTOS]))
+
+
+def test_every_input_gets_the_same_photographs():
+    grey = atlas.photographs(16, 1)
+    assert grey.shape == (len(atlas.PHOTOS), 1, 16, 16) and torch.allclose(grey[:, 0], atlas.photographs(16).mean(1))
+    assert torch.allclose(data.unnormalise(atlas.photographs(16, normalise=True)), atlas.photographs(16), atol=1e-5)
+
+
+def test_drawn_maps_belong_to_the_asking_patch():
+    """Each head looks from the outlined patch: the identity map lights that patch alone, in every photograph."""
+    maps = [attention.Map("", identity(8)[None].expand(2, -1, -1, -1), Layout((8, 8)))]
+    fig = atlas.draw_attention(atlas.photographs(32), maps, ["layer 1"])
+    drawn = [ax.images[0].get_array() for ax in fig.axes]
+    assert len(drawn) == 2 * (1 + 2)
+    for i, place in enumerate(atlas.PHOTOS.values()):
+        row, column = atlas.patch_at(place, (8, 8))
+        for picture in drawn[3 * i + 1 : 3 * i + 3]:
+            assert picture[row, column] == 1 and picture.sum() == 1
+    assert [ax.get_title(loc="center") for ax in fig.axes[:3]] == ["", "head 1", "head 2"]
+    many = atlas.draw_attention(atlas.photographs(32), [attention.Map("", uniform(64, 12)[None].expand(2, -1, -1, -1), Layout((8, 8)))] * 2, ["a", "b"])
+    assert len(many.axes) == 2 * (1 + 2 * atlas.HEADS)
+
+
+def place_features(images: Tensor) -> Tensor:
+    """Nothing but position: (b, 8, 8, 4)."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 8), torch.linspace(-1, 1, 8), indexing="ij")
+    return torch.stack([x, y, x * y, x - y], -1).expand(len(images), -1, -1, -1)
+
+
+def colour_features(images: Tensor) -> Tensor:
+    """Nothing but content: mean colours, (b, 8, 8, 3)."""
+    return rearrange(nn.functional.adaptive_avg_pool2d(images, 8), "b c h w -> b h w c")
+
+
+def test_artifact_row_tells_position_from_content(published):
+    for features in (place_features, colour_features):
+        atlas.artifact_row("dvt", features, img_size=32, state="made for the test", name=features.__name__)
+    place, content = (metadata["refimpl"]["artifact_atlas"] for _, metadata in published)
+    assert place["share"] == pytest.approx(1, abs=1e-3) and place["readout"] > 0.99
+    assert place["blank_agreement"] == pytest.approx(1, abs=1e-3) and place["blank_spread"] == pytest.approx(1, abs=1e-2)
+    assert content["share"] < 0.05 and content["readout"] < 0.1
+    assert content["blank_agreement"] is None and content["blank_spread"] == 0, "a blank image has no content"
+    assert (place["pixels_share"], place["pixels_readout"]) == (content["pixels_share"], content["pixels_readout"]), "the same crops for everybody"
+    assert place["grid"] == [8, 8] and place["model"] == "place_features"
+    crops = data.photo_crops(size=32, n=atlas.CROPS).images
+    assert content["share"] == pytest.approx(artifacts.position_share(colour_features(crops)), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda m: atlas.attention_row("convit", m, state=" "), "state is empty"),
+        (lambda m: atlas.attention_row("convitt", m, state="x"), "unknown paper 'convitt'.*convit"),
+        (lambda m: atlas.attention_row("convit", m, state="x", layers=(0, 5)), r"layers=\(0, 5\)"),
+        (lambda m: atlas.attention_row("convit", m, state="x", layers=(0,)), r"layers=\(0,\)"),
+        (lambda m: atlas.attention_row("convit", nn.Sequential(m), state="x"), "img_size=None.*Sequential"),
+        (lambda m: atlas.attention_row("convit", m, state="x", in_chans=4), "in_chans=4"),
+        (lambda m: atlas.attention_row("convit", Looks((uniform(10), None)), state="x"), "no attention map of ConViT lies on the image"),
+        (lambda m: atlas.attention_row("convit", nn.Linear(2, 2), state="x", img_size=16, in_chans=3), "layers.Attend"),
+        (lambda m: atlas.artifact_row("dvt", lambda x: x.flatten(1), img_size=16, state="x"), r"features\(images\) must be \(b, h, w, c\)"),
+    ],
+)
+def test_refusals(call, said):
+    with pytest.raises(ValueError, match=said):
+        call(Looks((identity(4), Layout((4, 4)))))
