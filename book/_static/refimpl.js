@@ -137,16 +137,7 @@ class Explorer {
       row.querySelector("input").checked = s.picked.has(key);
     }
     const column = this.columns.indexOf(s.sort);
-    const value = ({ row }) => {
-      const cell = row.cells[column];
-      const raw = cell.dataset.value ?? cell.textContent.trim();
-      return raw === "–" || raw === "" ? null : Number.isNaN(Number(raw)) ? raw : Number(raw);
-    };
-    const order = column < 0 ? [...this.rows] : [...this.rows].sort((a, b) => {
-      const [p, q] = [value(a), value(b)];
-      if (p === null || q === null) return (p === null) - (q === null); // what was not measured stays last
-      return (s.down ? -1 : 1) * (typeof p === "number" && typeof q === "number" ? p - q : String(p).localeCompare(String(q), "en", { numeric: true }));
-    });
+    const order = column < 0 ? [...this.rows] : [...this.rows].sort((a, b) => compare(a.row, b.row, column, s.down));
     if (column < 0 && s.down) order.reverse();
     this.table.tBodies[0].append(...order.map(({ row }) => row));
     [...this.table.tHead.rows[0].cells].forEach((cell, i) => cell.setAttribute("aria-sort", i !== column ? "none" : s.down ? "descending" : "ascending"));
@@ -231,6 +222,33 @@ class Explorer {
   }
 }
 
+/** What a row's cell sorts by; null for what was not measured. */
+function sortValue(row, column) {
+  const raw = row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+  return raw === "–" || raw === "" ? null : Number.isNaN(Number(raw)) ? raw : Number(raw);
+}
+
+/** The order of two rows by a column; what was not measured stays last. */
+function compare(a, b, column, down) {
+  const [p, q] = [sortValue(a, column), sortValue(b, column)];
+  if (p === null || q === null) return (p === null) - (q === null);
+  return (down ? -1 : 1) * (typeof p === "number" && typeof q === "number" ? p - q : String(p).localeCompare(String(q), "en", { numeric: true }));
+}
+
+/** Make a table's headings sort it: once upwards, again downwards. */
+function makeSortable(table) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((cell, column) => {
+    const sort = () => {
+      const down = cell.getAttribute("aria-sort") === "ascending";
+      heads.forEach((other) => other.setAttribute("aria-sort", other !== cell ? "none" : down ? "descending" : "ascending"));
+      table.tBodies[0].append(...[...table.tBodies[0].rows].sort((a, b) => compare(a, b, column, down)));
+    };
+    cell.replaceChildren(make("button", { type: "button", onclick: sort }, cell.textContent));
+    cell.setAttribute("aria-sort", "none");
+  });
+}
+
 /** A measurement's name in the address. */
 function keyOf(record) { return `${record.name}:${record.form}:${record.batch}`; }
 
@@ -240,6 +258,7 @@ function short(value) {
 }
 
 for (const box of document.querySelectorAll(".explorer-box")) new Explorer(box);
+document.querySelectorAll("table.sortable").forEach(makeSortable);
 focusScrollers();
 addEventListener("load", focusScrollers);
 addEventListener("resize", focusScrollers);

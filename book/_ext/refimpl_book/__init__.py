@@ -1,6 +1,6 @@
 """The book's local Sphinx extension: pages made from the catalogue, the executed chapters and `book/results/*.json`, and the theme put right.
 
-`sources` reads, `html` writes HTML, `katex` sets mathematics at build time, `pages` holds the directives, `api` the reference pages,
+`sources` reads, `html` writes HTML, `katex` sets mathematics at build time, `pages` and `atlas` hold the directives, `api` the reference pages,
 `theme` what each page gets and what is taken away from it, `dark` the figures of the dark theme. Nothing here asks a network for anything.
 """
 
@@ -14,8 +14,8 @@ sys.path.insert(0, str(ROOT))  # the checkout's refimpl, whether or not it is in
 
 
 def setup(app):
-    from refimpl_book import api, dark, katex, pages, theme
+    from refimpl_book import api, atlas, dark, katex, pages, theme
 
-    for part in (katex, theme, dark, api, pages):
+    for part in (katex, theme, dark, api, pages, atlas):
         part.setup(app)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": False}
