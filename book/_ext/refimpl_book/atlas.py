@@ -169,7 +169,7 @@ class AttentionAtlas(Atlas):
                     html.Cell(spark(far), far[-1] - far[0] if far else None),
                 )
             )
-        head = ("Model", "Layers", "Heads alike", "Centred", "Entropy", "Distance, first layer", "Last layer", "By depth")
+        head = ("Model", "Layers", "Heads alike", "Centred", "Entropy", "Distance: first layer", "Distance: last layer", "By depth")
         caption = "What the heads do on the photographs: means over layers, and distance travelled as a share of uniform attention’s"
         return html.table(head, table, caption, classes="sortable", numeric=range(1, 7), wide=(0,), id="attention-summary")
 

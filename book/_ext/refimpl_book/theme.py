@@ -28,7 +28,7 @@ def finish_page(app, pagename, templatename, context, doctree):
     context["script_files"] = [s for s in wanted if "thebe" not in str(getattr(s, "attributes", {}).get("body", ""))]
     context["css_files"] = [c for c in context["css_files"] if "thebe" not in str(getattr(c, "filename", c))]
     if "generate_toctree_html" in context:
-        context["generate_toctree_html"] = named_toggles(context["generate_toctree_html"])
+        context["generate_toctree_html"] = named_tree(context["generate_toctree_html"], pagename)
     body = context.get("body", "")
     for found, instead in REPAIRS.items():
         body = body.replace(found, instead)
@@ -51,14 +51,21 @@ def named_solutions(body: str) -> str:
     return "".join(named)
 
 
-def named_toggles(generate):
-    """The sidebar's folding arrows say what they fold."""
+def named_tree(generate, pagename: str):
+    """The sidebar's folding arrows say what they fold, and chapters go by their papers' short names."""
+
+    def short(match: re.Match) -> str:
+        stem = match[3] or pagename.removeprefix("notebooks/")
+        name = next((html.escape(p.name) for p in sources.papers() if p.stem == stem), None)
+        return f"{match[1]}{name}{match[5]}" if name else match[0]
 
     def generated(*args, **kwargs):
+        tree = str(generate(*args, **kwargs))
+        tree = re.sub(r'(<a class="[^"]*reference internal" href="([^"]*notebooks/(\w+)\.html|#)"[^>]*>)((?:(?!</a>).)*)(</a>)', short, tree, flags=re.S)
         return re.sub(
             r'(<a class="[^"]*reference internal"[^>]*>)((?:(?!</a>).)*)(</a><details[^>]*><summary)>',
             lambda m: f'{m[1]}{m[2]}{m[3]} aria-label="Pages of {html.escape(html.plain(m[2]))}">',
-            str(generate(*args, **kwargs)),
+            tree,
             flags=re.S,
         )
 
