@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import io
+import json
 from pathlib import Path
 
 import pytest
@@ -172,3 +174,75 @@ def test_artifact_row_tells_position_from_content(published):
 def test_refusals(call, said):
     with pytest.raises(ValueError, match=said):
         call(Looks((identity(4), Layout((4, 4)))))
+
+
+# -- the pages
+
+
+@pytest.fixture
+def pages(monkeypatch, tmp_path, published):
+    """The book's extension over a folder with one made chapter, convit, that has one row of each kind."""
+    pytest.importorskip("sphinx")
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    from refimpl_book import atlas as made
+    from refimpl_book import sources
+
+    atlas.attention_row("convit", Looks((uniform(16), Layout((4, 4))), (identity(4), Layout((4, 4)))), state="made for the test", name="One & Two")
+    atlas.artifact_row("convit", place_features, img_size=32, state="made for the test")
+    outputs = [{"output_type": "display_data", "data": {**bundle, "image/png": [bundle["image/png"]]}, "metadata": metadata} for bundle, metadata in published]
+    cells = [{"cell_type": "code", "outputs": [o], "metadata": {"mystnb": {"image": {"alt": f"Row {i}"}}}} for i, o in enumerate(outputs)]
+    cells += [
+        {"cell_type": "markdown", "source": "", "metadata": {}},
+        {"cell_type": "code", "outputs": [{"output_type": "stream", "text": ""}], "metadata": {}},
+    ]
+    (tmp_path / "convit.ipynb").write_text(json.dumps({"cells": cells}))
+    monkeypatch.setattr(sources, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(sources, "written", lambda stem: stem == "convit")
+    return made
+
+
+def test_pages_collect_what_chapters_left(pages):
+    (attends,), (places,) = pages.rows("attention_atlas"), pages.rows("artifact_atlas")
+    assert (attends.paper.stem, attends.alt, attends.id) == ("convit", "Row 0", "convit-1") and (places.alt, places.id) == ("Row 1", "convit-1")
+    assert charts.dark_twin(attends.figure) is not None
+    page = object.__new__(pages.AttentionAtlas)
+    summary, details = page.summary([attends]), page.details(attends)
+    assert "One &amp; Two" in summary and "made for the test" in summary and '<a href="#convit-1">' in summary
+    assert 'data-value="1.0">1.00</td>' in summary and 'data-value="0.0">0.00</td>' in summary, "distance of the first layer and of the last"
+    assert details.count("<tr") == 1 + 2 and "<code>attends</code>" in details
+    assert "layer 2 (<code>attends</code>, 4 × 4 patches)" in page.caption(attends.record) and "32 × 32 pixels" in page.caption(attends.record)
+    assert "Rachel Michetti" in page.credits([attends])
+    assert ">1.000<" in object.__new__(pages.ArtifactAtlas).summary([places])
+
+
+def test_pages_keep_to_their_budget(pages):
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(pages.rows("attention_atlas")[0].figure)).convert("RGB")
+    free = pages.squeezed(picture, 10**6)
+    tight = pages.squeezed(picture, 9 * len(free) // 10)
+    assert len(tight) <= 9 * len(free) // 10
+    assert Image.open(io.BytesIO(tight)).size == picture.size
+
+
+def test_numbers_and_lines_of_the_pages(pages):
+    assert [pages.number(v).shown for v in (None, 0.5, -0.256, -0.001, 1)] == ["–", "0.50", "−0.26", "0.00", "1.00"]
+    assert pages.spark([0.2, 0.9, 1.3]).count("<circle") == 3 and "aria-hidden" in pages.spark([0.5])
+
+
+def stored() -> list[tuple[str, dict, dict]]:
+    """(stem of the notebook, cell, record) of every row in the stored chapters."""
+    found = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", []):
+                said = output.get("metadata", {}).get("refimpl", {})
+                found += [(path.stem, cell, said[kind]) for kind in ("attention_atlas", "artifact_atlas") if kind in said]
+    return found
+
+
+@pytest.mark.parametrize("stem, cell, record", stored(), ids=lambda v: v["model"] if isinstance(v, dict) and "model" in v else None)
+def test_stored_rows_stand_in_their_own_chapter(stem, cell, record):
+    assert record["stem"] == stem
+    assert record["photos"] == list(atlas.PHOTOS), "the same photographs for everybody"
+    assert sum("image/png" in o.get("data", {}) for o in cell["outputs"]) == 1, "one row a cell, so that its alternative text is its own"
