@@ -93,6 +93,7 @@ PAPERS: dict[str, Paper] = {
             commit="4a13c4091e78f9abd2160e7e01c02e48c1cf8fb9",
             licence="MIT",
             variants=("m0", "m1", "m2", "m3", "m4", "m5"),
+            kernels=("cascaded_group_attention",),
             claims=(
                 Claim(
                     "efficientvit.1",
@@ -163,18 +164,21 @@ PAPERS: dict[str, Paper] = {
                     "The relative position bias is a parameter of the attention layer.",
                     "In evaluation mode a gathered copy of the bias is cached when `eval()` is called.",
                     "Weights loaded into a model that is already in evaluation mode keep the old bias until `eval()` is called again.",
+                    "tests/papers/test_efficientvit.py::test_no_stale_bias_after_loading",
                 ),
                 Difference(
                     "efficientvit.d2",
                     "A model lists the query kernels of four heads (7, 5, 3, 3).",
                     "Kernels are taken by head: stages with two or three heads use the first entries only.",
                     "Such stages have fewer kernel sizes, and parameters, than the list suggests.",
+                    "tests/papers/test_efficientvit.py::test_kernels_go_by_head",
                 ),
                 Difference(
                     "efficientvit.d3",
                     "The tables give FLOPs.",
                     "Multiply-adds of convolutions and matrix products are counted; softmax and reductions are not.",
                     "A factor of two against papers that count both operations of a multiply-add.",
+                    "tests/papers/test_efficientvit.py::test_published_flops_are_multiply_adds_without_softmax",
                 ),
             ),
         ),
