@@ -116,7 +116,7 @@ def test_parameters_of_the_six_models(variant):
         assert measure.parameters(create(variant)) == PARAMETERS[variant]
 
 
-@pytest.mark.parametrize(("variant", "published"), zip(VARIANTS, (79, 167, 201, 263, 299, 522), strict=True))
+@pytest.mark.parametrize(("variant", "published"), list(zip(VARIANTS, (79, 167, 201, 263, 299, 522), strict=True)))
 def test_published_flops_are_multiply_adds_without_softmax(variant, published):
     """The README's "FLOPs" are millions of multiply-adds of convolutions and matrix products: half of what both operations would count."""
     assert round(measure.macs(create(variant), torch.zeros(1, 3, 224, 224)) / 1e6) == published
