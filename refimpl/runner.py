@@ -51,14 +51,14 @@ from dataclasses import dataclass
 
 STATUSES = ("ok", "timeout", "memory", "overflow", "error", "refused", "exit", "output")
 START_SECONDS = 30.0  # for the keeper, which runs our own code only
-SETUP_SECONDS = 0.9  # for a fork to compile the program
+COMPILE_SECONDS = 0.9  # of CPU time, for a fork to compile the program: so a busy machine refuses nobody
 
 # Imported by the keeper once, so that their loading is in nobody's time and unreadable installations matter less.
 # fmt: off
 PRELOADED = [
     "array", "base64", "bisect", "calendar", "cmath", "collections.abc", "contextlib", "copy", "dataclasses", "datetime", "decimal",
     "encodings.ascii", "encodings.idna", "encodings.latin_1", "encodings.utf_16", "enum", "fractions", "functools", "graphlib", "hashlib",
-    "heapq", "io", "itertools", "json", "math", "numbers", "operator", "os", "queue", "random", "re", "statistics", "string", "struct",
+    "heapq", "io", "itertools", "json", "math", "numbers", "operator", "os", "queue", "random", "re", "socket", "statistics", "string", "struct",
     "textwrap", "threading", "time", "traceback", "types", "typing", "unicodedata", "warnings", "weakref", "zlib",
 ]
 # fmt: on
@@ -70,7 +70,7 @@ class Run:
 
     status: `ok` · `timeout` · `memory` (MemoryError) · `overflow` (OverflowError) · `error` (any other exception, or a syntax error) ·
     `refused` (tried what the audit hook forbids) · `exit` (ended without a result) · `output` (too long, or not plain data).
-    seconds: wall time from "go" to the whole output; cpu: the process's CPU time as the kernel counted it, both in seconds.
+    seconds: wall time from "go" to the whole output; cpu: the process's CPU time from then to its end, as the kernel counted it; both in seconds.
     detail: why, for a person; text that comes from the program is cut and stripped of control characters.
     """
 
@@ -163,6 +163,7 @@ class Program:
         self.code, self.entry_point, self.memory = code, entry_point, memory
         self.layers: dict[str, bool] = {}
         self.keeper: subprocess.Popen | None = None
+        self.spent = 0.0  # CPU seconds of the running call's process before "go"
         self.busy = False  # a call was ordered and its end not yet reported
         self.child: int | None = None  # the process of that call
         self.loaded: object = None  # the arguments that the keeper holds; compared by identity
@@ -268,17 +269,21 @@ class Program:
 
     def fork(self, seconds: float, max_output: int) -> tuple[Run, bool]:
         """One call: what came of it, and whether the pipes are clean."""
-        self.busy = True
+        self.busy, self.spent = True, 0.0
         self.order({"run": math.ceil(seconds) + 1})
         self.child = self.report(START_SECONDS)["pid"]
-        ready, why, _ = self.read_line(time.perf_counter() + SETUP_SECONDS, 1 << 16)
+        ready, why, _ = self.read_line(time.perf_counter() + START_SECONDS, 1 << 16)
         if why != "line":
-            return self.ended("exit" if why == "gone" else "timeout", f"compiling took over {SETUP_SECONDS:g} s", math.nan), False
+            run = self.ended("exit" if why == "gone" else "timeout", "", math.nan)
+            if run.status == "timeout" or "SIGPROF" in run.detail:
+                run = Run("timeout", cpu=run.cpu, detail=f"compiling took over {COMPILE_SECONDS:g} s")
+            return run, False
         message = json.loads(ready)
         if "problem" in message:
             raise RuntimeError(f"the runner can't work here: {message['problem']}")
         if "status" in message:
             return self.ended(message["status"], clean_text(message["detail"]), 0.0), True
+        self.spent = message.pop("spent")
         self.layers |= message
         start = time.perf_counter()
         os.write(self.to_child, b"g")
@@ -320,7 +325,7 @@ class Program:
         if status == "exit":
             how = message["exit"]
             detail = f"killed by {signal.Signals(-how).name}" if how < 0 else f"ended with exit status {how} and no result"
-        return Run(status, value, seconds, message["cpu"], detail)
+        return Run(status, value, seconds, max(0.0, message["cpu"] - self.spent), detail)
 
     def kill_child(self) -> None:
         """Kill the running call's process group, unless the keeper has already reported its end (its number may belong to another by now)."""
@@ -444,7 +449,7 @@ def call(job: dict, cpu_seconds: int, library: str, go: int, results: int) -> No
             data = data[write(results, data) :]
 
     try:
-        os.setsid()
+        os.setpgid(0, 0)
         prctl(1, signal.SIGKILL)  # die with the keeper
         limited = set_limits(cpu_seconds, job["memory"])
         filtered = filter_system_calls()
@@ -457,12 +462,15 @@ def call(job: dict, cpu_seconds: int, library: str, go: int, results: int) -> No
     sys.addaudithook(guard(library, results))
     module = type(sys)("program")
     sys.modules["program"] = module
+    signal.setitimer(signal.ITIMER_PROF, COMPILE_SECONDS)  # the program does not run yet and can't put it off
     try:
         program = compile(job["code"], "<program>", "exec", dont_inherit=True)
     except BaseException as error:
         send({"status": "error", "detail": f"{type(error).__name__}: {error}"[:300]})
         leave(0)
-    send({"audit hook": True, "system-call filter": filtered, "address-space limit": limited, "no further process": True})
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    layers = {"audit hook": True, "system-call filter": filtered, "address-space limit": limited, "no further process": True}
+    send(layers | {"spent": time.process_time()})
     os.read(go, 1)
     try:
         exec(program, module.__dict__)
@@ -554,7 +562,7 @@ def guard(library: str, results: int):
 # x86-64 system calls that computing, importing and reporting need; the kernel refuses all others (EPERM).
 # fmt: off
 ALLOWED = (
-    0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 19, 20, 21, 23, 24, 25, 28, 35, 39, 60, 63, 79, 89, 96, 97, 98, 99, 100, 102, 104, 107, 108,
+    0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 19, 20, 21, 23, 24, 25, 28, 35, 38, 39, 60, 63, 79, 89, 96, 97, 98, 99, 100, 102, 104, 107, 108,
     131, 186, 201, 202, 204, 217, 228, 229, 230, 231, 262, 267, 269, 270, 271, 273, 318, 332, 334, 439,
 )
 # fmt: on

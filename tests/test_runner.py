@@ -403,6 +403,13 @@ def test_hostile(name, tmp_path):
     assert run("def f(x):\n    return x + 1", "f", (7,)).value == 8  # the rest of an evaluation is unharmed
 
 
+def test_compiling_is_bounded():
+    """A program can cost much before it runs. The bound counts CPU time, so a busy machine refuses nobody."""
+    slow = "def f():\n    return 1\n" + "def g():\n    return [i * 2 for i in range(3) if i]\n" * 300_000
+    result = run(slow, "f", (), seconds=1.0)
+    assert result.status == "timeout" and "compiling took over" in result.detail and result.cpu < 2, result
+
+
 def test_details_say_what_was_tried():
     assert run("import os\ndef f():\n    os.system('true')", "f", ()).detail == "os.system"
     assert run("def f():\n    open('x', 'w')", "f", ()).detail == "open for writing"

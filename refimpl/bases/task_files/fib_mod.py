@@ -3,7 +3,7 @@ def fib_mod(n: int, m: int) -> int:
     """The remainder of the n-th Fibonacci number modulo m. F(0) = 0, F(1) = 1; n may have thousands of binary digits."""
 '''
 EXAMPLES = [((10, 100), 55), ((0, 7), 0), ((20, 1000), 765)]
-SIZES = (16, 300, 4_000, 30_000)
+SIZES = (16, 300, 3_000, 20_000)
 
 
 def generate(size, level, case, rng):
