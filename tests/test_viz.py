@@ -56,6 +56,22 @@ def test_dark_twin_keeps_the_contrast():
     assert np.allclose(charts.from_oklab(charts.to_oklab(charts.rgb("#1f91fb"))), charts.rgb("#1f91fb"), atol=1e-6)
 
 
+@pytest.mark.parametrize("titles", [["one"], ["one\ntwo"], ["one\ntwo\nthree"]])
+@pytest.mark.parametrize("columns", [1, 3, 4, 6])
+def test_boxes_are_where_the_pictures_are(titles, columns):
+    """To the pixel, though the layout settles over several passes: else the dark page would show a light line at a photograph's edge."""
+    import io
+
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(charts.png(charts.image_grid([np.full((8, 8), 0.5)] * columns, titles * columns, columns, "gray", (0, 1)))))
+    inside = np.zeros(picture.size[::-1], bool)
+    for left, top, right, bottom in json.loads(picture.info["pictures"]):
+        inside[top:bottom, left:right] = True
+    grey = np.abs(np.asarray(picture.convert("RGB"), float) - 128).max(-1) < 2
+    assert grey.any() and (grey[inside].all() and not grey[~inside].sum() > 20), "20: pixels of a letter's edge may have this grey too"
+
+
 def test_dark_twin_leaves_pictures_alone():
     import io
 

@@ -95,7 +95,11 @@ def png(fig: Figure) -> bytes:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    fig.canvas.draw()
+    layout = fig.get_layout_engine()
+    for _ in range(2):
+        fig.draw_without_rendering()
+    if layout is not None:
+        fig.set_layout_engine("none")  # each pass moves the axes a little, and the boxes are those of this one
     dpi = fig.dpi
     frame = fig.get_tightbbox().padded(0.12)
     boxes = []
@@ -107,6 +111,8 @@ def png(fig: Figure) -> bytes:
     raw, out, notes = io.BytesIO(), io.BytesIO(), PngInfo()
     notes.add_text("pictures", json.dumps(boxes))
     fig.savefig(raw, format="png", bbox_inches=frame, dpi=dpi)
+    if layout is not None:
+        fig.set_layout_engine(layout)
     picture = Image.open(raw).convert("RGB")
     if raw.tell() > 40_000:
         picture = picture.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
