@@ -410,6 +410,13 @@ def test_compare():
             measure.compare(forms, **options)
 
 
+def test_processor_time_leaves_waiting_out():
+    waiting = measure.compare({"wait": lambda: time.sleep(0.02)}, rounds=3, min_time=0)
+    working = measure.compare({"wait": lambda: time.sleep(0.02)}, rounds=3, min_time=0, processor_time=True)
+    assert waiting["wait"].median > 0.015 > working["wait"].median
+    assert "Processor time" in working.caption() and "Processor" not in waiting.caption()
+
+
 def test_operator_times(capfd):
     x = torch.randn(64, 64)
     times = measure.operator_times(lambda: (x @ x).softmax(-1).t().contiguous() + 1, rounds=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Timer
+from torch.utils.benchmark import timer as timer_clock
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from refimpl.lab import show
@@ -46,6 +48,7 @@ class Comparison:
     timings: tuple[Timing, ...]
     rounds: int
     threads: int
+    processor_time: bool = False
 
     def __getitem__(self, name: str) -> Timing:
         for timing in self.timings:
@@ -65,7 +68,8 @@ class Comparison:
         ]
 
     def caption(self) -> str:
-        return f"Time of a call: {self.rounds} rounds in turns, {self.threads} thread{'s' if self.threads != 1 else ''}"
+        what = "Processor time" if self.processor_time else "Time"
+        return f"{what} of a call: {self.rounds} rounds in turns, {self.threads} thread{'s' if self.threads != 1 else ''}"
 
     def show(self) -> None:
         """Display as a table."""
@@ -86,11 +90,13 @@ def duration(seconds: float) -> str:
     raise AssertionError("unreachable")
 
 
-def compare(forms: Mapping[str, Callable[[], object]], rounds: int = 9, threads: int = 1, min_time: float = 0.02) -> Comparison:
+def compare(forms: Mapping[str, Callable[[], object]], rounds: int = 9, threads: int = 1, min_time: float = 0.02, processor_time: bool = False) -> Comparison:
     """Time several forms of one computation fairly: in turns (A B C, C B A, …), so that a drift of the machine hits all alike.
 
     forms: name → function without arguments; the first is the reference of the ratios. min_time: seconds that each form runs
-    per round (at least one call). Gradients are off. Raises `ValueError` on no forms, or fewer than three rounds.
+    per round (at least one call). processor_time: read the processor's clock instead of the wall's, which gives the same on an idle
+    machine and keeps ratios right on one that is busy with other things; for work on a CPU alone. Gradients are off.
+    Raises `ValueError` on no forms, or fewer than three rounds.
     """
     if not forms:
         raise ValueError("compare: forms is empty; give a dictionary of name → function")
@@ -102,7 +108,8 @@ def compare(forms: Mapping[str, Callable[[], object]], rounds: int = 9, threads:
     if threads < 1 or min_time < 0:
         raise ValueError(f"compare: threads={threads} must be at least 1 and min_time={min_time} not negative")
     with torch.no_grad():
-        timers = {name: Timer("form()", globals={"form": form}, num_threads=threads) for name, form in forms.items()}
+        clock = time.process_time if processor_time else timer_clock
+        timers = {name: Timer("form()", globals={"form": form}, num_threads=threads, timer=clock) for name, form in forms.items()}
         calls = {}
         for name, timer in timers.items():
             timer.timeit(1)  # the first call allocates and picks kernels
@@ -117,7 +124,7 @@ def compare(forms: Mapping[str, Callable[[], object]], rounds: int = 9, threads:
         low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
         ratio_low, ratio, ratio_high = np.quantile(np.array(values) / first, (0.25, 0.5, 0.75))
         timings.append(Timing(name, *map(float, (median, low, high, ratio, ratio_low, ratio_high))))
-    return Comparison(tuple(timings), rounds, threads)
+    return Comparison(tuple(timings), rounds, threads, processor_time)
 
 
 def parameters(model: nn.Module, trainable: bool = False) -> int:
@@ -224,7 +231,7 @@ KINDS = {  # kind of work -> pieces of operator names; the first that fits count
 
 
 def operator_times(function: Callable[[], object], rounds: int = 7) -> dict[str, float]:
-    """Seconds that each operator takes by itself in a call (`aten::mm` …): medians over the rounds, largest first. Gradients are off.
+    """Seconds that each operator takes by itself in a call (`aten::mm` …): the least of the rounds (what disturbs only adds), largest first. Gradients are off.
 
     Small operators look dearer under the profiler than they are: read shares, not milliseconds.
     """
@@ -243,8 +250,8 @@ def operator_times(function: Callable[[], object], rounds: int = 7) -> dict[str,
                 own = getattr(event, "self_device_time_total", 0) or event.self_cpu_time_total
                 if event.key.startswith("aten::"):
                     found.setdefault(event.key, []).append(own / 1e6)
-    medians = {name: float(np.median(times + [0.0] * (rounds - len(times)))) for name, times in found.items()}
-    return dict(sorted(medians.items(), key=lambda item: -item[1]))
+    least = {name: min(times) if len(times) == rounds else 0.0 for name, times in found.items()}
+    return dict(sorted(least.items(), key=lambda item: -item[1]))
 
 
 def by_kind(times: Mapping[str, float]) -> dict[str, float]:
