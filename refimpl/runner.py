@@ -232,6 +232,11 @@ class Program:
                 pass_fds=inherited,
                 start_new_session=True,
             )
+        except BaseException:
+            for fd in self.fds:
+                os.close(fd)
+            os.rmdir(self.folder)
+            raise
         finally:
             for fd in inherited:
                 os.close(fd)
@@ -324,7 +329,8 @@ class Program:
         self.child, self.busy = None, False
         if status == "exit":
             how = message["exit"]
-            detail = f"killed by {signal.Signals(-how).name}" if how < 0 else f"ended with exit status {how} and no result"
+            names = {s.value: s.name for s in signal.Signals}  # real-time signals have none
+            detail = f"killed by {names.get(-how, f'signal {-how}')}" if how < 0 else f"ended with exit status {how} and no result"
         return Run(status, value, seconds, max(0.0, message["cpu"] - self.spent), detail)
 
     def kill_child(self) -> None:

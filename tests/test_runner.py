@@ -681,6 +681,21 @@ def test_keeper_that_cannot_drop_privileges_refuses(monkeypatch, tmp_path):
         run("def f():\n    return 1", "f", ())
 
 
+def test_interpreter_that_does_not_start_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
+    monkeypatch.setattr(runner.tempfile, "tempdir", str(tmp_path))
+    fds = len(os.listdir("/dev/fd"))
+    with pytest.raises(FileNotFoundError):
+        run("def f():\n    return 1", "f", ())
+    assert not list(tmp_path.iterdir()) and len(os.listdir("/dev/fd")) == fds
+
+
+def test_unnamed_signals_are_named_by_number():
+    program = Program("def f():\n    pass", "f")
+    program.report = lambda seconds: {"exit": -42, "cpu": 0.0}
+    assert program.ended("exit", "", 0.0).detail == "killed by signal 42"
+
+
 def test_run_is_a_record():
     result = run("def f():\n    return (1, 'a')", "f", ())
     assert isinstance(result, Run) and result.value == (1, "a") and result.seconds > 0 and result.cpu >= 0
