@@ -415,6 +415,24 @@ def test_every_model_is_in_the_table_or_named_beside_it(explorer):
     assert [m for m in refimpl.list_models() if m not in text] == []
 
 
+@pytest.mark.parametrize("page", ["book/attention_atlas", "book/artifact_atlas"])
+def test_atlases_sort_by_keyboard(browser, page):
+    from selenium.webdriver.common.keys import Keys
+
+    browser.size(1280)
+    browser.open(page)
+    buttons = browser.driver.find_elements("css selector", "table.sortable thead button")
+    if not buttons:
+        pytest.skip("no chapter has left a row yet")
+    value = "const raw = r.cells[1].dataset.value ?? r.cells[1].textContent; return raw === '–' ? NaN : Number(raw)"
+    for key, state, reverse in ((Keys.ENTER, "ascending", False), (Keys.SPACE, "descending", True)):
+        buttons[1].send_keys(key)
+        assert browser.run("return document.querySelectorAll('table.sortable th')[1].getAttribute('aria-sort')") == state
+        values = browser.run(f"return [...document.querySelectorAll('table.sortable tbody tr')].map((r) => {{ {value} }})")
+        assert values == sorted(values, reverse=reverse)
+    assert browser.axe() == []
+
+
 def test_no_page_is_an_orphan(book):
     """Every local link and every picture leads to a file of the book."""
     lost = []
