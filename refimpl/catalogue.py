@@ -2861,6 +2861,7 @@ PAPERS: dict[str, Paper] = {
             code="https://github.com/q-rz/enamel",
             commit="b97da79c779b98eaa8b2a1b17a13d2eb0b6d16a5",
             licence="Apache-2.0",
+            chapter=True,
             claims=(
                 Claim(
                     "enamel.1",
@@ -2959,6 +2960,8 @@ PAPERS: dict[str, Paper] = {
             code="https://github.com/IntelLabs/ScalableVectorSearch",
             commit="4c6ba382ab8ec5acd09924e725cb6b6c1ede977a",
             licence="AGPL-3.0",
+            chapter=True,
+            kernels=("lvq_distance",),
             claims=(
                 Claim(
                     "leanvec.1",

@@ -144,6 +144,15 @@ def test_frank_wolfe_starts_from_the_identity_and_far_above_pca(vectors):
     assert leanvec.loss(first.query, first.data, K_Q, K_X) > leanvec.loss(P, P, K_Q, K_X)
 
 
+def test_pca_centres_and_the_others_do_not(vectors):
+    """Difference d7: a shift of the data moves the query-aware projections and leaves the principal axes alone."""
+    X, Q, _ = vectors
+    for name, learn in leanvec.METHODS.items():
+        here, there = learn(X, Q, 6), learn(X + 2, Q, 6)
+        same = np.allclose(here.data @ here.data.T, there.data @ there.data.T, atol=1e-3)
+        assert same == (name == "pca") and (here.centre.any() == (name == "pca"))
+
+
 def test_query_aware_projections_lower_the_loss(vectors):
     X, Q, _ = vectors
     K_Q, K_X = leanvec.gram(Q), leanvec.gram(X)
