@@ -33,15 +33,14 @@ HEADS = 6  # drawn of a layer, at most
 CROPS = 64  # photo crops behind η² and R² of every model: η² is about 1/64 by chance alone
 
 
-def photographs(img_size: int, in_chans: int = 3, normalise: bool = False) -> Tensor:
-    """The atlas's photographs for a model: (b, in_chans, img_size, img_size). `normalise`: as ImageNet's models expect, else in [0, 1]."""
-    return adapted(torch.stack([data.photo(name, img_size) for name in PHOTOS]), in_chans, normalise)
+def photographs(img_size: int, in_chans: int = 3) -> Tensor:
+    """The atlas's photographs in [0, 1]: (b, in_chans, img_size, img_size)."""
+    return adapted(torch.stack([data.photo(name, img_size) for name in PHOTOS]), in_chans)
 
 
-def adapted(images: Tensor, in_chans: int, normalise: bool) -> Tensor:
+def adapted(images: Tensor, in_chans: int) -> Tensor:
     if in_chans not in (1, 3):
         raise ValueError(f"in_chans={in_chans} must be 3 (colour) or 1 (grey): the atlas shows photographs")
-    images = data.normalised(images) if normalise else images
     return images if in_chans == 3 else images.mean(1, keepdim=True)
 
 
@@ -57,17 +56,18 @@ def attention_row(
     layers: tuple[int, int] = (0, -1),
     img_size: int | None = None,
     in_chans: int | None = None,
-    normalise: bool = False,
+    prepare: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
     """Show where a model's heads look on the atlas's photographs, and measure it. Leaves the record `attention_atlas` in the output's metadata.
 
     stem: the chapter; state: what the weights are, honestly ("at initialisation, seed 0"); name: of the model, the paper's by default;
     layers: which two are drawn, an early and a late one, among those that `measured` lists and whose maps lie on the image;
-    img_size, in_chans: of the model's input, by default the model's own attributes. The model is run in evaluation mode and left as it was.
+    img_size, in_chans: of the model's input, by default the model's own attributes; prepare: from images in [0, 1] to what the model was trained on
+    (`lab.data.normalised` for ImageNet's weights). The model is run in evaluation mode and left as it was.
     """
     name = checked(stem, state, name)
     size, chans = (given_or_own(model, key, value) for key, value in (("img_size", img_size), ("in_chans", in_chans)))
-    maps = recorded(model, photographs(size, chans, normalise))
+    maps = recorded(model, prepare(photographs(size, chans)) if prepare else photographs(size, chans))
     found = measured(maps)
     drawable = [i for i, layer in enumerate(found) if layer["on_image"]]
     if not drawable:
@@ -191,19 +191,19 @@ def artifact_row(
     img_size: int,
     name: str = "",
     in_chans: int = 3,
-    normalise: bool = False,
 ) -> None:
     """Show and measure how much of a model's features belongs to position. Leaves the record `artifact_atlas` in the output's metadata.
 
-    features: images (b, in_chans, img_size, img_size) -> feature maps (b, h, w, c), without class tokens; stem, state, name: as for `attention_row`.
+    features: images (b, in_chans, img_size, img_size) in [0, 1] -> feature maps (b, h, w, c), without class tokens; stem, state, name: as for
+    `attention_row`. The blank image is of one grey, 0.5.
     The measures are taken on `CROPS` random crops of photographs, the same for every model, and beside them on the pixels of those crops alone.
     """
     name = checked(stem, state, name)
-    crops = adapted(data.photo_crops(size=img_size, n=CROPS).images, in_chans, normalise)
+    crops = adapted(data.photo_crops(size=img_size, n=CROPS).images, in_chans)
     with torch.no_grad():
         on_crops = torch.cat([mapped(features, part) for part in crops.split(16)])
-        on_photos = mapped(features, photographs(img_size, in_chans, normalise))
-        on_blank = mapped(features, torch.zeros_like(crops[:1]))[0]
+        on_photos = mapped(features, photographs(img_size, in_chans))
+        on_blank = mapped(features, torch.full_like(crops[:1], 0.5))[0]
     height, width = on_crops.shape[1:3]
     pixels = F.interpolate(crops, (4 * height, 4 * width), mode="bilinear", antialias=True, align_corners=False)
     pixels = rearrange(pixels, "b c (h y) (w x) -> b h w (c y x)", h=height, w=width)
