@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import datetime, timezone
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -68,4 +69,5 @@ def pytest_terminal_summary(terminalreporter, config):
         figure = "compared exactly" if r["deviation"] is None else f"{r['deviation']:.1e}"
         terminalreporter.write_line(f"{'ok  ' if r['passed'] else 'FAIL'} {r['stem']}/{r['case']:<36} {figure}")
     if path := config.getoption("exactness"):
-        path.write_text(json.dumps(sorted(records, key=lambda r: (r["stem"], r["case"])), indent=1) + "\n")
+        made = {"date": datetime.now(timezone.utc).strftime("%Y-%m-%d"), "torch": torch.__version__}
+        path.write_text(json.dumps({"made": made, "cases": sorted(records, key=lambda r: (r["stem"], r["case"]))}, indent=1) + "\n")

@@ -62,9 +62,9 @@ def certificate(spoil=lambda model: None) -> float:
 
 
 def scale_attention(model):
-    for layer in model.modules():
-        if isinstance(layer, refimpl.layers.Attend):
-            layer.scale = 1.01 * 16**-0.5
+    for name, parameter in model.named_parameters():
+        if ".dws." in name and ".norm." in name:
+            parameter.data.mul_(1.01)  # the queries, and with them 1/√d
 
 
 def scale_kernel(model):
