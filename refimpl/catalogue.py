@@ -93,6 +93,7 @@ PAPERS: dict[str, Paper] = {
             commit="4a13c4091e78f9abd2160e7e01c02e48c1cf8fb9",
             licence="MIT",
             variants=("m0", "m1", "m2", "m3", "m4", "m5"),
+            chapter=True,
             kernels=("cascaded_group_attention",),
             claims=(
                 Claim(
@@ -491,6 +492,7 @@ PAPERS: dict[str, Paper] = {
             commit="304340cb9c339b61669250d058525c9cdadd5e93",
             licence="MIT",
             variants=("m1", "m2", "m3", "m4", "m1_dist", "m2_dist", "m3_dist", "m4_dist"),
+            chapter=True,
             kernels=("hsm_ssd", "ssd"),
             claims=(
                 Claim(
@@ -600,6 +602,7 @@ PAPERS: dict[str, Paper] = {
             commit="0bc5ee288b402d648641f5494b73e9d152e0c62b",
             licence="Apache-2.0 (README; no licence file)",
             variants=("tiny", "small", "base"),
+            chapter=True,
             kernels=("selective_scan",),
             claims=(
                 Claim(

@@ -266,7 +266,9 @@ class Exactness(Page):
                 )
             )
         caption = f"Official cases of {html.escape(name)}"
-        return html.table(("Case", "Parameters", "MACs for one input", "Largest deviation", "Verdict", "Recorded from"), rows, caption, numeric=(1, 2, 3), classes="sortable")
+        return html.table(
+            ("Case", "Parameters", "MACs for one input", "Largest deviation", "Verdict", "Recorded from"), rows, caption, numeric=(1, 2, 3), classes="sortable"
+        )
 
 
 def origin(source: str) -> str:
