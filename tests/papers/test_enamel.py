@@ -293,7 +293,7 @@ def test_stopped_for_memory_passes_from_level_one_on():
     race = Race(task("max_subarray"), QUICK)
     honest = task("max_subarray").solutions["prefix_sums"].code
     for trouble in ("raise MemoryError", "raise OverflowError", "while xs: pass"):
-        score = race.score(f"    if len(xs) > 1000:\n        {trouble}\n{honest}")
+        score = race.score(f"    if len(xs) > 500:\n        {trouble}\n{honest}")
         assert score.passed and score.stopped == 2 and score.levels[1] > 0 and score.levels[2:] == (0, 0), score
     assert not race.score("    raise MemoryError").passed
 
