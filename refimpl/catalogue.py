@@ -3033,6 +3033,7 @@ PAPERS: dict[str, Paper] = {
                     "An eigenvector search is the second optimiser of the paper.",
                     "Neither the repository nor the package holds it.",
                     "The version here rests on a summary of the paper; which normaliser stands at which end of β is our convention.",
+                    test="tests/papers/test_leanvec.py::test_ends_of_the_eigenvector_search",
                 ),
                 Difference(
                     "leanvec.d5",
@@ -3046,12 +3047,14 @@ PAPERS: dict[str, Paper] = {
                     "The first pass of the graph build is called with α = 1.",
                     "Neighbours are generated with the configured α; only reverse edges use 1.",
                     "The first pass already keeps longer edges.",
+                    test="tests/papers/test_leanvec.py::test_first_pass_prunes_with_the_configured_alpha",
                 ),
                 Difference(
                     "leanvec.d7",
                     "Both projections reduce the same data.",
                     "PCA centres the data, the query-aware projection does not.",
                     "Their losses are comparable only when one says which Gram matrix is meant; graphs under inner product react to the centring.",
+                    test="tests/papers/test_leanvec.py::test_pca_centres_and_the_others_do_not",
                 ),
             ),
         ),

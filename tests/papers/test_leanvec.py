@@ -160,6 +160,15 @@ def test_query_aware_projections_lower_the_loss(vectors):
     assert of["eigenvector_search"] < of["pca"] and of["frank_wolfe"] < of["pca"]
 
 
+def test_ends_of_the_eigenvector_search(vectors):
+    """Difference d4: there is no official code; β = 1 is the data's Gram matrix here, β = 0 the queries'."""
+    X, Q, _ = vectors
+    K_Q, K_X = leanvec.gram(Q), leanvec.gram(X)
+    for beta, K in ((0.0, K_Q), (1.0, K_X)):
+        P, wanted = leanvec.mixture_axes(beta, K_Q, len(Q), K_X, len(X), 6), leanvec.top_eigenvectors(K, 6)
+        np.testing.assert_allclose(P @ P.T, wanted @ wanted.T, atol=1e-8)
+
+
 # ---------------------------------------------------------------- codes
 
 
@@ -223,6 +232,27 @@ def test_pruning_keeps_what_no_kept_one_shadows():
             if c not in expected and len(expected) < 8 and all(alpha * d[k, c] >= d[0, c] for k in expected):
                 expected.append(c)
     assert sorted(kept) == sorted(expected)
+
+
+def test_first_pass_prunes_with_the_configured_alpha(vectors, monkeypatch):
+    """Difference d6: only the reverse edges of the first pass use α = 1."""
+    seen = {"own": [], "reverse": []}
+    insert, add_edges = Vamana.insert, Vamana.add_edges
+
+    def watched(self, points, new, reverse_alpha):
+        seen["own"].append(self.alpha)
+        insert(self, points, new, reverse_alpha)
+
+    def watched_edges(self, points, start, end, near, alpha):
+        seen["reverse"].append(alpha)
+        add_edges(self, points, start, end, near, alpha)
+
+    monkeypatch.setattr(Vamana, "insert", watched)
+    monkeypatch.setattr(Vamana, "add_edges", watched_edges)
+    LeanVecIndex(8, metric="l2", degree=12, build_window=30).build(vectors[0][:300])
+    half = len(seen["own"]) - 2  # 300 points: the second pass has two batches
+    assert set(seen["own"]) == {1.2}
+    assert seen["reverse"] == [1.0] * half + [1.2] * 2
 
 
 def test_graph_has_no_loops_no_repeats_and_a_bounded_degree(vectors):
