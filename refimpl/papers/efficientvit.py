@@ -133,7 +133,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for branch in (self.dw0, self.ffn0, self.mixer, self.dw1, self.ffn1):
-            x = x + self.drop_path(branch(x))
+            x = self.drop_path(branch(x)).add_(x)  # in place: no fresh map for the sum
         return x
 
 
@@ -168,10 +168,10 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for branch in (self.dw0, self.ffn0):
-            x = x + self.drop_path(branch(x))
+            x = self.drop_path(branch(x)).add_(x)
         x = self.merge(x)
         for branch in (self.dw1, self.ffn1):
-            x = x + self.drop_path(branch(x))
+            x = self.drop_path(branch(x)).add_(x)
         return x
 
 
