@@ -3072,6 +3072,7 @@ PAPERS: dict[str, Paper] = {
             code="https://github.com/facebookresearch/convit",
             commit="0a9340aaf50dd101c2d3766e575f24085afc92ed",
             licence="ambiguous: Apache-2.0 and CC-BY-NC are both stated",
+            chapter=True,
             variants=("tiny", "tiny_plus", "small", "small_plus", "base", "base_plus"),
             claims=(
                 Claim(
@@ -3173,6 +3174,7 @@ PAPERS: dict[str, Paper] = {
             code="https://github.com/Jiawei-Yang/Denoising-ViT",
             commit="82704df9ba253c9696dcf3a8239434e3cbacf19d",
             licence="MIT",
+            chapter=True,
             variants=("denoiser_small", "denoiser_base", "denoiser_large", "denoiser_giant"),
             kernels=("grid_encode",),
             claims=(

@@ -189,6 +189,7 @@ def fit_image(
     num_steps: int = 25000,
     points: int = 2048,
     g: torch.Generator | None = None,
+    lr: float = 0.01,
     artifacts: bool = True,
     field: dict | None = None,
     on_step: Listener | None = None,
@@ -196,8 +197,8 @@ def fit_image(
     """Stage 1: fit F, G and h to the features of many views of one image.
 
     raw: (views, h, w, c) features, coords: (views, h, w, 2) from `make_views`. `artifacts=False` holds G at zero: what several views alone
-    achieve (`disable_pe` in the official code). `field`: sizes of the grids. The official code scales the loss by 2^10 without scaling back, which
-    Adam undoes but for a weaker weight decay; left out here.
+    achieve (`disable_pe` in the official code). `field`: sizes of the grids; `lr`: peak of the learning rate.
+    The official code scales the loss by 2^10 without scaling back, which Adam undoes but for a weaker weight decay; left out here.
     """
     if raw.shape[:-1] != coords.shape[:-1] or coords.shape[-1] != 2:
         raise ValueError(f"raw {tuple(raw.shape)} and coords {tuple(coords.shape)}: wanted (views, h, w, c) and (views, h, w, 2)")
@@ -210,7 +211,7 @@ def fit_image(
         nn.init.zeros_(noise.shared_artifacts)
     places = artifact_coords((rows, cols)).to(raw).expand(len(raw), -1, -1, -1).reshape(-1, 2)
     flat, coords = raw.reshape(-1, dim), coords.reshape(-1, 2).to(raw)
-    optimizer = torch.optim.Adam([*f.parameters(), *noise.parameters()], betas=(0.9, 0.99), eps=1e-15, weight_decay=1e-5)
+    optimizer = torch.optim.Adam([*f.parameters(), *noise.parameters()], betas=(0.9, 0.99), eps=1e-15, weight_decay=1e-5, fused=True)
     for step in range(num_steps):
         second = step > num_steps // 2
         if second:
@@ -218,7 +219,7 @@ def fit_image(
         pick = torch.randint(len(flat), (points,), generator=g).to(raw.device)
         residual = noise.residual_predictor(flat[pick]) if second else None
         losses = stage1_loss(flat[pick], f(coords[pick]), noise.artifact(places[pick]), residual)
-        update(optimizer, losses["loss"], stage1_lr(step, num_steps, max(num_steps // 10, 1)))
+        update(optimizer, losses["loss"], stage1_lr(step, num_steps, max(num_steps // 10, 1), lr, lr / 10))
         if on_step:
             on_step(step, {name: value.item() for name, value in losses.items()})
     return f.eval(), noise.eval()
