@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from refimpl.bases.lvq import KINDS, Floats, Lvq, store
 from refimpl.bases.vamana import Vamana, prune
 from refimpl.kernels.lvq_distance import unpack
-from refimpl.lab import data
+from refimpl.lab import data, results
 from refimpl.papers import leanvec
 from refimpl.papers.leanvec import LeanVecIndex
 
@@ -328,6 +328,28 @@ def test_added_vectors_are_found(vectors):
     new = index.add(X[600:])
     assert len(index) == 700
     assert (index.search(X[600:], 1)[0][:, 0] == new).mean() > 0.95
+
+
+# ---------------------------------------------------------------- data and stored results
+
+
+def test_patches_are_unit_vectors_with_queries_of_their_own():
+    for kind in ("copy", "sketch"):
+        held = data.patch_retrieval(kind, 3)
+        for array, count in ((held.vectors, len(held.patches)), (held.train_queries, 600), (held.test_queries, 400)):
+            assert array.shape == (count, 192) and array.dtype == np.float32
+            np.testing.assert_allclose(np.linalg.norm(array, axis=1), 1, atol=1e-5)
+    assert np.array_equal(data.patch_retrieval("copy", 3).vectors, held.vectors)
+    with pytest.raises(ValueError, match="queries='photo' is not one of copy, sketch"):
+        data.patch_retrieval("photo")
+
+
+def test_stored_results_say_what_they_were_measured_on():
+    stored = results.stored("leanvec")
+    assert {"machine", "versions", "rows", "vectors", "dim"} <= stored.keys()
+    assert stored["rows"][0]["ratio_to_numpy"] == 1 and all(0.9 <= row["recall"] <= 1 for row in stored["rows"])
+    with pytest.raises(ValueError, match="no stored results 'lean'"):
+        results.stored("lean")
 
 
 # ---------------------------------------------------------------- bad input
