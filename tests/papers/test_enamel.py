@@ -362,8 +362,8 @@ def command(*arguments, temporary: Path | None = None) -> subprocess.Popen:
     return subprocess.Popen(line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def sample_file(path: Path, codes: list[str], more: str = "") -> Path:
-    path.write_text("".join(json.dumps({"problem": "max_subarray", "code": code}) + "\n" for code in codes) + more)
+def sample_file(path: Path, codes: list[str], more: str = "", problem: str = "max_subarray") -> Path:
+    path.write_text("".join(json.dumps({"problem": problem, "code": code}) + "\n" for code in codes) + more)
     return path
 
 
@@ -372,15 +372,15 @@ QUICKLY = ("--tests", 2, 1, 1, 1, "--repeats", 1)
 
 @posix
 def test_command(tmp_path):
-    solutions = [s.code for s in task("max_subarray").solutions.values()]
-    process = command(sample_file(tmp_path / "samples.jsonl", solutions, "oops\n"), *QUICKLY, "--alpha", 200, "--k", 1, 3)
+    solutions = [s.code for s in task("longest_unique").solutions.values()]
+    process = command(sample_file(tmp_path / "samples.jsonl", solutions, "oops\n", "longest_unique"), *QUICKLY, "--alpha", 50, "--k", 1, 3)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
     assert "line 6: " in err and "skipped" in err
-    assert "eff@3" in out and "max_subarray" in out and out.strip().endswith("samples.results.json")
+    assert "eff@3" in out and "longest_unique" in out and out.strip().endswith("samples.results.json")
     record = json.loads((tmp_path / "samples.results.json").read_text())
     assert len(record["samples"]) == len(solutions) and record["malformed"][0].startswith("line 6")
-    assert record["samples"][-1]["passed"] is False and record["problems"]["max_subarray"]["passed"] == 4
+    assert record["samples"][-1]["passed"] is False and record["problems"]["longest_unique"]["passed"] == 4
     if importlib.util.find_spec("tqdm"):
         assert "sample/s" in err or "s/sample" in err
 
@@ -391,20 +391,27 @@ def test_interruption_keeps_what_is_finished(tmp_path, how):
     """Every process of the runner has its working directory under TMPDIR, which must be empty at the end, and nobody's."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    quick = task("max_subarray").solutions["prefix_sums"].code
-    slow = "    while len(xs) < 50:\n        try:\n            while True: pass\n        except BaseException: pass\n    return 0"
-    path = sample_file(tmp_path / "samples.jsonl", [quick, quick] + [slow] * 50)
-    process = command(path, *QUICKLY, "--alpha", 3000, temporary=temporary)
-    time.sleep(4)
+    quick = task("longest_unique").solutions["shrinking_window"].code
+    slow = "    while len(s) < 50:\n        try:\n            while True: pass\n        except BaseException: pass\n    return 0"
+    path = sample_file(tmp_path / "samples.jsonl", [quick, quick] + [slow] * 50, problem="longest_unique")
+    process = command(path, *QUICKLY, "--alpha", 30_000, temporary=temporary)
+    end = time.perf_counter() + 60
+    while not running_for(temporary, 3.0) and process.poll() is None and time.perf_counter() < end:
+        time.sleep(0.05)
     if sys.platform == "linux":
         assert living_in(temporary), "the slow sample runs"
     process.send_signal(how)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 130, err
-    assert "interrupted after" in err and "max_subarray" in out
+    assert "interrupted after" in err and "longest_unique" in out
     record = json.loads((tmp_path / "samples.results.json").read_text())
     assert record["interrupted"] and len(record["samples"]) == 2 and record["samples"][0]["passed"]
     assert not list(temporary.iterdir()) and not living_in(temporary)
+
+
+def running_for(temporary: Path, seconds: float) -> bool:
+    """Whether one working directory has been there that long: only the slow sample's is."""
+    return any(time.time() - folder.stat().st_mtime > seconds for folder in temporary.glob("run-*"))
 
 
 def living_in(folder: Path) -> list[str]:
@@ -446,9 +453,10 @@ def test_command_prints_prompts_and_an_example():
 def test_swallowed_exceptions_end_at_the_limit():
     """Where a time limit is an exception raised inside the program, as in the official executor, this one never ends; here its process is killed."""
     swallow = "    while True:\n        try:\n            while True: pass\n        except BaseException: pass"
+    race = Race(task("longest_unique"), QUICK)
     before = time.perf_counter()
-    score = Race(task("max_subarray"), QUICK).score(swallow)
-    assert not score.passed and "timeout" in score.why and time.perf_counter() - before < 5
+    score = race.score(swallow)
+    assert not score.passed and "timeout" in score.why and time.perf_counter() - before < 10
 
 
 @posix
