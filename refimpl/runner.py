@@ -47,6 +47,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from dataclasses import dataclass
 
 STATUSES = ("ok", "timeout", "memory", "overflow", "error", "refused", "exit", "output")
@@ -210,10 +211,11 @@ class Program:
         keeper.wait()
         for fd in self.fds:
             os.close(fd)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.tidy()
 
     def start(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="run-")
+        self.tidy = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)  # also where nobody calls `close`
         os.chmod(self.folder, 0o555)
         orders, self.to_keeper = os.pipe()
         self.from_keeper, reports = os.pipe()
@@ -235,7 +237,7 @@ class Program:
         except BaseException:
             for fd in self.fds:
                 os.close(fd)
-            os.rmdir(self.folder)
+            self.tidy()
             raise
         finally:
             for fd in inherited:

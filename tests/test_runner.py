@@ -690,6 +690,17 @@ def test_interpreter_that_does_not_start_leaves_nothing(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir()) and len(os.listdir("/dev/fd")) == fds
 
 
+def test_forgotten_program_leaves_nothing():
+    script = "from refimpl.runner import Program\np = Program('def f():\\n    return 1', 'f')\np.call(())\nprint(p.folder)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(runner.__file__).parents[1], timeout=60)
+    assert done.returncode == 0 and not os.path.exists(done.stdout.strip()), done.stderr
+    if LINUX:
+        end = time.perf_counter() + 5
+        while left_behind(done.stdout.strip()) and time.perf_counter() < end:
+            time.sleep(0.02)
+        assert left_behind(done.stdout.strip()) == []
+
+
 def test_unnamed_signals_are_named_by_number():
     program = Program("def f():\n    pass", "f")
     program.report = lambda seconds: {"exit": -42, "cpu": 0.0}
