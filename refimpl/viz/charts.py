@@ -102,18 +102,17 @@ def png(fig: Figure) -> bytes:
         fig.set_layout_engine("none")  # each pass moves the axes a little, and the boxes are those of this one
     dpi = fig.dpi
     frame = fig.get_tightbbox().padded(0.12)
-    boxes = []
-    for artist in fig.findobj(lambda a: isinstance(a, AxesImage | QuadMesh)):
-        extent = Bbox.intersection(artist.get_window_extent(), artist.axes.get_window_extent())
-        if extent is not None:
-            corners = (extent.x0 - frame.x0 * dpi, frame.y1 * dpi - extent.y1, extent.x1 - frame.x0 * dpi, frame.y1 * dpi - extent.y0)
-            boxes.append([round(c) for c in corners])
+    extents = [
+        Bbox.intersection(artist.get_window_extent(), artist.axes.get_window_extent()) for artist in fig.findobj(lambda a: isinstance(a, AxesImage | QuadMesh))
+    ]
     raw, out, notes = io.BytesIO(), io.BytesIO(), PngInfo()
-    notes.add_text("pictures", json.dumps(boxes))
     fig.savefig(raw, format="png", bbox_inches=frame, dpi=dpi)
     if layout is not None:
         fig.set_layout_engine(layout)
     picture = Image.open(raw).convert("RGB")
+    left, foot = frame.x0 * dpi, frame.y0 * dpi + picture.height  # the file counts rows from the top, of a height in whole pixels
+    boxes = [[round(v) for v in (e.x0 - left, foot - e.y1, e.x1 - left, foot - e.y0)] for e in extents if e is not None]
+    notes.add_text("pictures", json.dumps(boxes))
     if raw.tell() > 40_000:
         picture = picture.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
     picture.save(out, format="png", optimize=True, pnginfo=notes)
