@@ -248,7 +248,7 @@ class Exactness(Page):
     def cases(name: str, cases: list[dict]) -> str:
         rows = []
         for c in cases:
-            deviation = "compared exactly" if c["deviation"] is None else html.figure(c["deviation"], 2)
+            deviation = "by its test's own measure" if c["deviation"] is None else html.figure(c["deviation"], 2)
             sign = (
                 '<span class="verdict good"><span aria-hidden="true">✓</span> equal</span>'
                 if c["passed"]
