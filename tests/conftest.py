@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from datetime import datetime, timezone
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -17,13 +16,7 @@ if not torch.cuda.is_available():
 
 from refimpl.lab import golden  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
 deviations = pytest.StashKey[dict]()
-
-
-def pytest_addoption(parser):
-    parser.addoption("--golden", metavar="DIR", default=ROOT / "tests" / "golden", type=Path, help="folder of official figures, <DIR>/<stem>/<case>.json")
-    parser.addoption("--exactness", metavar="FILE", type=Path, help="write every case's largest deviation to this JSON file")
 
 
 def pytest_configure(config):
@@ -34,7 +27,7 @@ def pytest_generate_tests(metafunc):
     """`official_case` runs over every file of the module's `STEM` (or `STEMS`)."""
     if "official_case" not in metafunc.fixturenames:
         return
-    folder = metafunc.config.getoption("golden")
+    folder = metafunc.config.getoption("golden") or golden.FOLDER
     stems = getattr(metafunc.module, "STEMS", None) or [metafunc.module.STEM]
     cases = [case for stem in stems for case in golden.cases(stem, folder)]
     metafunc.parametrize("official_case", cases, ids=[f"{c.stem}/{c.name}" for c in cases])
