@@ -46,7 +46,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stems", nargs="*", help="chapters (default: all)")
     parser.add_argument("-j", "--jobs", type=int, default=2, help="chapters at a time (default 2)")
-    parser.add_argument("--limit", type=int, default=180, help="seconds that one chapter may take (default 180: 60 on a quiet machine)")
+    parser.add_argument(
+        "--limit", type=int, default=400, help="seconds that one chapter may take (default 400: it is 60 on a quiet machine, and this one may be busy)"
+    )
     arguments = parser.parse_args()
     stems = arguments.stems or sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb"))
     failed = 0
