@@ -35,7 +35,7 @@ def run(stem: str, site: Path, limit: int) -> tuple[str, int, float, str]:
     folder = site.parent / "empty" / stem
     folder.mkdir(parents=True)
     shutil.copy(NOTEBOOKS / f"{stem}.ipynb", folder)
-    environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT / 'tests' / 'offline'}", "PYTHONSAFEPATH": "1"}
+    environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ) | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT / 'tests' / 'offline'}", "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(folder), "-p", "no:cacheprovider", "-q", "--nbval-lax", "--nbval-current-env"]
     begun = time.perf_counter()
     result = subprocess.run([*command, f"--nbval-cell-timeout={limit}", f"{stem}.ipynb"], cwd=folder, env=environment, capture_output=True, text=True)
