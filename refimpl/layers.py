@@ -43,6 +43,31 @@ def fold_norm(conv: nn.Conv2d | nn.Conv1d | nn.Linear, norm: nn.Module) -> nn.Mo
     return folded.to(conv.weight.device, conv.weight.dtype).train(conv.training)
 
 
+class Pointwise(nn.Linear):
+    """A 1×1 convolution as a product on token rows: (b, c, h, w) stored channels last -> (b, out, h, w) stored alike."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def linear(weight: Tensor, bias: Tensor | None, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
+    """A layer that holds a copy of these weights (out, in) and this bias (out,)."""
+    layer = kind(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    layer.load_state_dict({"weight": weight.detach().clone()} | ({} if bias is None else {"bias": bias.detach().clone()}), assign=True)
+    return layer
+
+
+def store_by_input(model: nn.Module) -> nn.Module:
+    """Lay out the weights of all linear layers input by input, shapes and values unchanged, and return the model.
+
+    A product of few rows with weights that are not in a cache is bound by reading them; in this order it is up to a fifth faster on a CPU.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data = layer.weight.data.t().contiguous().t()
+    return model
+
+
 class ConvNorm(nn.Module):
     """Convolution without bias, then batch normalisation: (b, c, h, w) -> (b, out_chans, h', w').
 
@@ -118,6 +143,25 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_image(x, self.proj.in_channels, (self.img_size, self.img_size))
         return rearrange(self.proj(x), "b c h w -> b (h w) c")
+
+    def fuse(self) -> PatchProduct:
+        return PatchProduct(self)
+
+
+class PatchProduct(nn.Module):
+    """`PatchEmbed` as one matrix product on flattened patches, which do not overlap: (b, c, H, W) -> (b, n, embed_dim)."""
+
+    def __init__(self, embed: PatchEmbed):
+        super().__init__()
+        self.img_size, self.patch_size, self.in_chans = embed.img_size, embed.patch_size, embed.proj.in_channels
+        self.proj = linear(embed.proj.weight.flatten(1), embed.proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_image(x, self.in_chans, (self.img_size, self.img_size))
+        return self.proj(rearrange(x, "b c (h y) (w x) -> b (h w) (c y x)", y=self.patch_size, x=self.patch_size))
+
+    def fuse(self) -> PatchProduct:
+        return self
 
 
 class SqueezeExcite(nn.Module):

@@ -85,10 +85,11 @@ def measure_model(name: str, rounds: int) -> list[dict]:
             wanted = model(images)
             apart = {form: float(torch.dist(f(images), wanted) / wanted.norm()) for form, f in forms.items()}
             found = measure.compare({form: partial(f, images) for form, f in forms.items()}, rounds=rounds, min_time=0.05, processor_time=not GPU)
-        common = {"name": name, "batch": batch, "img_size": model.img_size, "params": measure.parameters(model), "macs": work // batch}
+        common = {"name": name, "batch": batch, "img_size": model.img_size, "params": measure.parameters(model)}
         for form in ours:
             timing, memory = found[form], measure.peak_memory(partial(ours[form], images))
-            row = common | {"form": form, "memory": memory, "seconds": timing.median, "low": timing.low, "high": timing.high}
+            row = common | {"form": form, "macs": measure.macs(ours[form], images) // batch, "memory": memory}
+            row |= {"seconds": timing.median, "low": timing.low, "high": timing.high}
             row["deviation_from_eager"] = apart[form]
             if theirs:
                 row |= {"timm_seconds": found["timm"].median, "deviation_from_timm": apart["timm"]}

@@ -15,13 +15,16 @@ Without the position embedding nothing in this network knows where a patch lies:
 
 from __future__ import annotations
 
+import copy
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from refimpl import weights
-from refimpl.layers import Attend, DropPath, Layout, Mlp, PatchEmbed, check_heads
+from refimpl.layers import Attend, DropPath, Layout, Mlp, PatchEmbed, attention_map, check_heads, linear, store_by_input
 
 POSITIONS = ("learned", "sincos", "none")
 
@@ -65,6 +68,44 @@ class Block(nn.Module):
     def forward(self, x: Tensor, layout: Layout | None = None) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x), layout))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class ClassAttention(nn.Module):
+    """`Attention` whose only queries are the first `tokens`: (b, n, dim) -> (b, tokens, dim). A recorder sees the map of all tokens nevertheless."""
+
+    def __init__(self, attn: Attention, tokens: int):
+        super().__init__()
+        self.tokens, self.num_heads = tokens, attn.num_heads
+        parts = [attn.proj.in_features, 2 * attn.proj.in_features]
+        biases = (None, None) if attn.qkv.bias is None else attn.qkv.bias.split(parts)
+        self.q, self.kv = map(linear, attn.qkv.weight.split(parts), biases)
+        self.attend, self.proj = attn.attend, attn.proj
+
+    def heads(self, q: Tensor) -> Tensor:
+        return rearrange(q, "b n (heads d) -> b heads n d", heads=self.num_heads)
+
+    def forward(self, x: Tensor, layout: Layout | None = None) -> Tensor:
+        q = self.heads(self.q(x[:, : self.tokens]))
+        k, v = map(self.heads, self.kv(x).chunk(2, -1))
+        self.attend.observe(lambda: attention_map(self.heads(self.q(x)), k, None, 1 / math.sqrt(k.shape[-1])), layout)
+        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)"))
+
+
+class ClassBlock(nn.Module):
+    """The first `tokens` rows of a plain `Block`, at the cost of those rows: (b, n, dim) -> (b, tokens, dim).
+
+    A classifier reads the class token alone, so in its last block the patches need only be keys and values: of the block's 12 n dim² multiply-adds in
+    linear layers, 2 n dim² remain.
+    """
+
+    def __init__(self, block: Block, tokens: int):
+        super().__init__()
+        self.tokens = tokens
+        self.norm1, self.attn, self.norm2, self.mlp = block.norm1, ClassAttention(block.attn, tokens), block.norm2, block.mlp
+
+    def forward(self, x: Tensor, layout: Layout | None = None) -> Tensor:
+        x = x[:, : self.tokens] + self.attn(self.norm1(x), layout)
+        return x + self.mlp(self.norm2(x))
 
 
 class VisionTransformer(nn.Module):
@@ -142,6 +183,17 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
+
+    def fuse(self) -> VisionTransformer:
+        """The deployment form: a copy whose last block works for the class token (and the distillation token) alone, since nothing else is read.
+
+        Patches are embedded by a matrix product, weights stored input by input. Its `forward_features` gives only the tokens that are read: (b, prefix, c).
+        """
+        model = copy.deepcopy(self).eval()
+        model.patch_embed = model.patch_embed.fuse()
+        if isinstance(model.blocks[-1], Block):
+            model.blocks[-1] = ClassBlock(model.blocks[-1], self.layout.prefix)
+        return store_by_input(model)
 
 
 def check_transformer(depth: int, num_classes: int, in_chans: int, mlp_ratio: float, drop_path: float) -> None:

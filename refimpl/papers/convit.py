@@ -21,6 +21,7 @@ The rows of A_h sum to one already; the official code divides by that sum once m
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -29,8 +30,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from refimpl import weights
-from refimpl.bases.vit import Block, check_transformer, init_weights
-from refimpl.layers import Attend, Layout, PatchEmbed, attention_map, check_heads
+from refimpl.bases.vit import Block, ClassBlock, check_transformer, init_weights
+from refimpl.layers import Attend, Layout, PatchEmbed, attention_map, check_heads, linear, store_by_input
 
 
 def relative_features(rows: int, cols: int) -> Tensor:
@@ -106,24 +107,54 @@ class GPSA(nn.Module):
 
     def positional_map(self, rows: int, cols: int) -> Tensor:
         """P: (heads, n, n)."""
-        p_row, p_col = self.positional_factors(rows, cols)
-        return rearrange(p_row[:, :, None, :, None] * p_col[:, None, :, None, :], "heads i k j l -> heads (i k) (j l)")
+        return kron(*self.positional_factors(rows, cols))
 
     def forward(self, x: Tensor, layout: Layout | None = None) -> Tensor:
-        rows, cols = grid_of(x.shape[1], layout)
-        q, k = rearrange(self.qk(x), "b n (two heads d) -> two b heads n d", two=2, heads=self.num_heads)
-        v = rearrange(self.v(x), "b n (heads d) -> b heads n d", heads=self.num_heads)
+        grid = grid_of(x.shape[1], layout)
+        q, k = self.qk(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (b, heads, n, d) each
+        v = self.v(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        p_row, p_col = self.positional_factors(*grid)
         gate = self.gate()[:, None, None]
+        self.attend.observe(lambda: gated_map(q, k, p_row, p_col, gate), layout or Layout(grid))
+        return self.proj(gated_attention(q, k, v, p_row, p_col, gate))
 
-        content = F.scaled_dot_product_attention(q, k, v)  # S v
-        p_row, p_col = self.positional_factors(rows, cols)
-        position = p_row @ rearrange(v, "b heads (h w) d -> b heads h (w d)", h=rows)
-        position = p_col[:, None] @ rearrange(position, "b heads h (w d) -> b heads h w d", w=cols)  # P v
-        mixed = torch.lerp(content, rearrange(position, "b heads h w d -> b heads (h w) d"), gate)
 
-        scale = 1 / math.sqrt(q.shape[-1])
-        self.attend.observe(lambda: torch.lerp(attention_map(q, k, None, scale), self.positional_map(rows, cols), gate), layout or Layout((rows, cols)))
-        return self.proj(rearrange(mixed, "b heads n d -> b n (heads d)"))
+def gated_attention(q: Tensor, k: Tensor, v: Tensor, p_row: Tensor, p_col: Tensor, gate: Tensor) -> Tensor:
+    """(1 − σ) S v + σ P v of all heads, without S and without P: q, k, v (b, heads, n, d), gate (heads, 1, 1) -> (b, n, heads · d)."""
+    b, heads, n, d = v.shape
+    rows, cols = p_row.shape[-1], p_col.shape[-1]
+    content = F.scaled_dot_product_attention(q, k, v)  # S v
+    position = p_row @ v.reshape(b, heads, rows, cols * d)  # P v: mix the rows …
+    position = p_col[:, None] @ position.view(b, heads, rows, cols, d)  # … then the columns of each
+    return torch.lerp(content, position.view(b, heads, n, d), gate).transpose(1, 2).flatten(2)
+
+
+def gated_map(q: Tensor, k: Tensor, p_row: Tensor, p_col: Tensor, gate: Tensor) -> Tensor:
+    """A = (1 − σ) S + σ P in full, to be looked at: (b, heads, n, n)."""
+    return torch.lerp(attention_map(q, k, None, 1 / math.sqrt(q.shape[-1])), kron(p_row, p_col), gate)
+
+
+def kron(p_row: Tensor, p_col: Tensor) -> Tensor:
+    """P from its factors: (heads, n, n)."""
+    return rearrange(p_row[:, :, None, :, None] * p_col[:, None, :, None, :], "heads i k j l -> heads (i k) (j l)")
+
+
+class FixedGPSA(nn.Module):
+    """GPSA of finished weights on one grid: its factors are stored, q, k and v come from one product. (b, n, dim) -> (b, n, dim)."""
+
+    def __init__(self, layer: GPSA, grid: tuple[int, int]):
+        super().__init__()
+        self.num_heads = layer.num_heads
+        biases = None if layer.v.bias is None else torch.cat([layer.qk.bias, layer.v.bias])
+        self.qkv = linear(torch.cat([layer.qk.weight, layer.v.weight]), biases)
+        for name, tensor in zip(("p_row", "p_col", "gate"), (*layer.positional_factors(*grid), layer.gate()[:, None, None]), strict=True):
+            self.register_buffer(name, tensor.detach())
+        self.attend, self.proj = layer.attend, layer.proj
+
+    def forward(self, x: Tensor, layout: Layout | None = None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        self.attend.observe(lambda: gated_map(q, k, self.p_row, self.p_col, self.gate), layout)
+        return self.proj(gated_attention(q, k, v, self.p_row, self.p_col, self.gate))
 
 
 class ConViT(nn.Module):
@@ -196,6 +227,21 @@ class ConViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
+
+    def fuse(self) -> ConViT:
+        """The deployment form: a copy in which nothing is computed anew for each image that depends on no image, and nothing that nobody reads.
+
+        Positional factors and gates are stored, and the last block works for the class token alone, so `forward_features` gives only that: (b, 1, c).
+        Patches are embedded by a matrix product, weights stored input by input.
+        """
+        model = copy.deepcopy(self).eval()
+        model.patch_embed = model.patch_embed.fuse()
+        for block in model.blocks:
+            if isinstance(block.attn, GPSA):
+                block.attn = FixedGPSA(block.attn, self.layouts[0].grid)
+        if isinstance(model.blocks[-1], Block):
+            model.blocks[-1] = ClassBlock(model.blocks[-1], tokens=1)
+        return store_by_input(model)
 
 
 def non_locality(attention: Tensor, rows: int, cols: int) -> Tensor:

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refimpl.kernels.hsm_ssd import hsm_ssd
-from refimpl.layers import Attend, ConvNorm, Layout, SqueezeExcite, check_image
+from refimpl.layers import Attend, ConvNorm, Layout, Pointwise, SqueezeExcite, check_image, linear, store_by_input
 from refimpl.weights import Rules
 
 
@@ -170,9 +170,9 @@ class FusionHead(nn.Module):
         super().__init__()
         self.weights = nn.Parameter(torch.ones(len(dims)))
         self.linears = nn.ModuleList(nn.Linear(dim, num_classes) for dim in dims)
-        for linear in self.linears:
-            nn.init.trunc_normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
+        for layer in self.linears:
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: list[Tensor]) -> Tensor:
         return sum(beta * linear(x) for beta, linear, x in zip(self.weights.softmax(0), self.linears, pooled, strict=True))
@@ -247,25 +247,16 @@ class EfficientViM(nn.Module):
         return pair if self.training else (pair[0] + pair[1]) / 2
 
     def fuse(self) -> EfficientViM:
-        """The deployment form: a copy with batch norms and blends folded into the convolutions, A left out, maps stored channels last."""
-        return deploy(copy.deepcopy(self).eval()).to(memory_format=torch.channels_last)
+        """The deployment form: a copy with batch norms and blends folded into the convolutions, A left out, maps stored channels last and
+        weights of products input by input."""
+        return store_by_input(deploy(copy.deepcopy(self).eval())).to(memory_format=torch.channels_last)
 
     name_maps: dict[str, Rules] = {}
 
 
-class Pointwise(nn.Linear):
-    """A 1×1 convolution as a product on token rows: (b, c, h, w) stored channels last -> (b, out, h, w) stored alike."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
 def pointwise(weight: Tensor, bias: Tensor | None) -> Pointwise:
     """The `Pointwise` with the weights of a 1×1 convolution."""
-    product = Pointwise(weight.shape[1], weight.shape[0], bias is not None, device=weight.device, dtype=weight.dtype)
-    product.weight = nn.Parameter(weight.detach().flatten(1).clone())
-    product.bias = None if bias is None else nn.Parameter(bias.detach().clone())
-    return product
+    return linear(weight.flatten(1), bias, Pointwise)
 
 
 def absorb(depthwise: ConvNorm, keep: Tensor, share: Tensor) -> nn.Conv2d:

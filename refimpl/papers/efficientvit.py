@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from refimpl.layers import Attend, ConvNorm, DropPath, Layout, SqueezeExcite, check_heads, check_image
+from refimpl.layers import Attend, ConvNorm, DropPath, Layout, Pointwise, SqueezeExcite, check_heads, check_image, linear, store_by_input
 from refimpl.weights import Rules
 
 
@@ -276,18 +276,11 @@ class EfficientViT(nn.Module):
     def fuse(self) -> EfficientViT:
         """The deployment form: a copy with every batch norm folded away and every map stored channels last.
 
-        A map then is a table of tokens, so 1×1 convolutions become matrix products and heads need no copies.
+        A map then is a table of tokens, so 1×1 convolutions become matrix products (weights stored input by input) and heads need no copies.
         """
-        return deploy(copy.deepcopy(self).eval()).to(memory_format=torch.channels_last)
+        return store_by_input(deploy(copy.deepcopy(self).eval())).to(memory_format=torch.channels_last)
 
     name_maps: dict[str, Rules] = {}
-
-
-class Pointwise(nn.Linear):
-    """A 1×1 convolution as a product on token rows: (b, c, h, w) stored channels last -> (b, out, h, w) stored alike."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def deploy(module: nn.Module) -> nn.Module:
@@ -295,9 +288,7 @@ def deploy(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         child = child.fuse() if isinstance(child, (ConvNorm, NormLinear)) else deploy(child)
         if isinstance(child, nn.Conv2d) and child.kernel_size == (1, 1):
-            product = Pointwise(child.in_channels, child.out_channels, device=child.weight.device, dtype=child.weight.dtype)
-            product.weight, product.bias = nn.Parameter(child.weight.flatten(1)), child.bias
-            child = product
+            child = linear(child.weight.flatten(1), child.bias, Pointwise)
         setattr(module, name, child)
     return module
 

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refimpl.kernels.selective_scan import selective_scan
-from refimpl.layers import ConvNorm, DropPath, SqueezeExcite, check_image, fold_norm
+from refimpl.layers import ConvNorm, DropPath, SqueezeExcite, check_image, fold_norm, store_by_input
 from refimpl.weights import Rules
 
 # Parity classes (row, column) of the four scans; the second and the last run down the columns, the others along the rows.
@@ -241,7 +241,7 @@ class EfficientVMamba(nn.Module):
 
     def fuse(self) -> EfficientVMamba:
         """The deployment form: a copy with every batch norm folded into its convolution. The layer norms depend on the image and stay."""
-        return deploy(copy.deepcopy(self).eval()).to(memory_format=torch.channels_last)
+        return store_by_input(deploy(copy.deepcopy(self).eval())).to(memory_format=torch.channels_last)
 
     name_maps: dict[str, Rules] = {}
 

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import refimpl
 from refimpl import weights
 from refimpl.bases.vit import VARIANTS, VisionTransformer, create, resample_positions, sincos_positions
+from refimpl.lab import measure
 from refimpl.viz.attention import record
 
 STEM = "deit"
@@ -113,6 +114,26 @@ def test_recording_changes_nothing_and_gives_every_map(distilled):
     assert maps[0].to_image().shape == (2, 3, 16, 16)
     for m in maps:
         torch.testing.assert_close(m.weights.sum(-1), torch.ones(2, 3, n), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"distilled": True}, {"qkv_bias": False, "num_classes": 0}, {"depth": 1, "pos_embed": "none"}])
+def test_deployment_form_works_for_the_tokens_that_are_read(options):
+    """Equal outputs, maps as before, and the other tokens cost two of a block's twelve dim² multiply-adds."""
+    model = VisionTransformer(**SMALL | options, drop_path=0.3).eval()
+    images = torch.randn(2, 3, 32, 32)
+    fused, tokens = model.fuse(), model.layout.prefix
+    with torch.no_grad(), record(model) as maps:
+        wanted = model(images)
+    with torch.no_grad(), record(fused) as again:
+        torch.testing.assert_close(fused(images), wanted)
+    assert [(m.name, m.layout) for m in again] == [(m.name, m.layout) for m in maps]
+    for a, b in zip(again, maps, strict=True):
+        torch.testing.assert_close(a.weights, b.weights)
+    torch.testing.assert_close(fused.forward_features(images), model.forward_features(images)[:, :tokens])
+    n, dim = 16, SMALL["embed_dim"]
+    saved = n * 10 * dim**2 + 2 * n * (n + tokens) * dim  # of each patch in the last block: q, output and MLP; its queries' two products
+    assert measure.macs(model, images[:1]) - measure.macs(fused, images[:1]) == saved
+    assert torch.equal(fused.fuse()(images), fused(images))
 
 
 def test_drop_path_acts_in_training_alone():

@@ -7,7 +7,7 @@ import torch
 
 import refimpl
 from refimpl import weights
-from refimpl.bases.vit import Attention
+from refimpl.bases.vit import Attention, Block
 from refimpl.layers import Layout
 from refimpl.papers.convit import GPSA, VARIANTS, ConViT, create, non_locality, relative_features
 from refimpl.viz import attention as seen
@@ -222,6 +222,28 @@ def test_recording_changes_nothing_and_gives_every_map():
     for m in maps:
         torch.testing.assert_close(m.weights.sum(-1), torch.ones(m.weights.shape[:3]), rtol=0, atol=1e-6)
         assert m.to_image().shape == (2, 9, 16, 16)
+
+
+@pytest.mark.parametrize("change", [{}, {"qkv_bias": True}, {"local_up_to_layer": 0}])
+def test_deployment_form(change):
+    """Equal logits; stored factors of the weights at hand; the class token alone; maps as before; a second `fuse` changes nothing."""
+    model = ConViT(**SMALL | change, drop_path=0.3).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    images = torch.randn(2, 3, 32, 32)
+    fused = model.fuse()
+    with torch.no_grad(), seen.record(model) as maps:
+        wanted = model(images)
+    with torch.no_grad(), seen.record(fused) as again:
+        got = fused(images)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert torch.equal(fused.fuse()(images), fused(images))
+    assert fused.forward_features(images).shape == (2, 1, 36)
+    assert [(m.name, m.layout) for m in again] == [(m.name, m.layout) for m in maps]
+    for a, b in zip(again, maps, strict=True):
+        torch.testing.assert_close(a.weights, b.weights, rtol=0, atol=1e-5)
+    assert not any(isinstance(m, GPSA) for m in fused.modules()) and isinstance(model.blocks[-1], Block)
+    assert {t.dtype for t in model.double().fuse().state_dict().values()} == {torch.float64}
 
 
 def test_no_local_layers_is_a_plain_transformer():

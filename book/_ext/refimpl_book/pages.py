@@ -317,13 +317,15 @@ class Explorer(Page):
         return "".join(self.machine(name, r) for name, r in results.items() if r.get("models"))
 
     def machine(self, name: str, results: dict) -> str:
-        head = ("Model", "Paper", "Form", "Batch", "Parameters", "MACs", "Latency", "IQR", "Ratio to timm", "Peak memory", "Certificate")
+        head = ("Model", "Paper", "Form", "Batch", "Parameters", "MACs", "Latency", "IQR", "Of ceiling", "Ratio to timm", "Peak memory", "Certificate")
         rows, records = [], []
+        ceiling = results.get("ceilings", {}).get("gflops")
         for r in results["models"]:
             stem = stem_of(r["name"])
             certificate = certificates(r["name"])
             records.append({**r, "paper": stem, "official_cases": certificate})
             ratio, spread = r.get("ratio_to_timm"), r["high"] - r["low"]
+            share = 2 * r["macs"] * r["batch"] / r["seconds"] / (1e9 * ceiling) if ceiling else None
             between = f" ({r['ratio_low']:.2f}–{r['ratio_high']:.2f})" if r.get("ratio_low") else ""
             rows.append(
                 (
@@ -335,13 +337,14 @@ class Explorer(Page):
                     html.Cell(html.count(r["macs"]), r["macs"]),
                     html.Cell(milliseconds(r["seconds"]), r["seconds"]),
                     html.Cell(milliseconds(spread, 2), spread),
+                    html.Cell(f"{share:.0%}" if share else "–", share),
                     html.Cell(f"{ratio:.2f}{between}" if ratio else "–", ratio),
                     html.Cell(f"{r['memory'] / 1e6:.3g} MB" if r.get("memory") else "–", r.get("memory")),
                     html.Cell(html.link(self.to("book/exactness", stem), f"{certificate} equal") if certificate else "–", certificate),
                 )
             )
         caption = f"Models measured on {html.escape(machine_line(results))}"
-        table = html.table(head, rows, caption, classes="explorer", numeric=tuple(range(3, 10)), id=f"speed-{name}")
+        table = html.table(head, rows, caption, classes="explorer", numeric=tuple(range(3, 11)), id=f"speed-{name}")
         payload = json.dumps({"machine": results.get("machine", {}), "models": records}, ensure_ascii=False).replace("</", "<\\/")
         script = f'<script type="application/json" class="explorer-data">{payload}</script>'
         return f'<div class="explorer-box" data-name="{name}">{table}{script}</div>' + self.unmeasured({r["name"] for r in results["models"]})
