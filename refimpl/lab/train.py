@@ -114,7 +114,7 @@ def fit(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(device).train()
     images, labels = data.train_images.to(device), data.train_labels.to(device)
-    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr)
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step, steps, warmup))
     batches = endless_batches(count, batch_size, torch.Generator().manual_seed(seed))
     history, start = History(label), time.perf_counter()

@@ -286,7 +286,7 @@ def fit_denoiser(
     if raw.shape != clean.shape:
         raise ValueError(f"raw {tuple(raw.shape)} and clean {tuple(clean.shape)} must have one shape")
     lr = 2e-4 * math.sqrt(batch_size / 256) if lr is None else lr
-    optimizer = torch.optim.AdamW(denoiser.parameters(), betas=(0.9, 0.999), weight_decay=1e-5)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), betas=(0.9, 0.999), weight_decay=1e-5, fused=True)
     denoiser.train()
     for step, pick in zip(range(num_steps), batches(len(raw), batch_size, g), strict=False):
         losses = fitting_loss(denoiser(raw[pick]), clean[pick])

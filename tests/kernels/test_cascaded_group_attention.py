@@ -8,6 +8,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from precision import apart, as_double, needs_triton
 from refimpl.kernels.cascaded_group_attention import cascaded_group_attention, cost, example
 from refimpl.papers.efficientvit import CascadedGroupAttention
 
@@ -29,19 +30,11 @@ def problem(windows, side, heads, key_dim, c, kernel, dtype=torch.float64, seed=
     return {name: torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for name, s in shape.items()}
 
 
-def double(arguments):
-    return {name: tensor.double() for name, tensor in arguments.items()}
-
-
-def apart(a, b):
-    return float((a.double() - b.double()).norm())
-
-
 @quick
 @given(shapes)
 @pytest.mark.parametrize("backend", ["numpy", "torch", "triton"])
 def test_equals_the_loops_in_float64(backend, drawn):
-    pytest.importorskip("triton") if backend == "triton" else None
+    needs_triton(backend)
     arguments = problem(*drawn)
     truth = cascaded_group_attention(**arguments, backend="naive")
     torch.testing.assert_close(cascaded_group_attention(**arguments, backend=backend), truth, rtol=1e-11, atol=1e-11)
@@ -52,9 +45,9 @@ def test_equals_the_loops_in_float64(backend, drawn):
 @pytest.mark.parametrize(("backend", "dtype"), [("numpy", torch.float32), ("triton", torch.float32), ("triton", torch.float16)])
 def test_error_is_at_most_twice_the_composed_form_s(backend, dtype, drawn):
     """Floor for tiny shapes, where the composed form may be exact: two roundings of the output."""
-    pytest.importorskip("triton") if backend == "triton" else None
+    needs_triton(backend)
     arguments = problem(*drawn, dtype=dtype)
-    truth = cascaded_group_attention(**double(arguments), backend="numpy")
+    truth = cascaded_group_attention(**as_double(arguments), backend="numpy")
     yardstick = apart(cascaded_group_attention(**arguments, backend="torch"), truth)
     result = cascaded_group_attention(**arguments, backend=backend)
     assert result.dtype == dtype
@@ -63,10 +56,10 @@ def test_error_is_at_most_twice_the_composed_form_s(backend, dtype, drawn):
 
 @pytest.mark.parametrize("backend", ["numpy", "torch", "triton"])
 def test_a_full_window_of_the_smallest_model(backend):
-    pytest.importorskip("triton") if backend == "triton" else None
+    needs_triton(backend)
     arguments = problem(1, 7, 2, 16, 16, 5, torch.float32)
     arguments["qkv_weight"] /= 4
-    truth = cascaded_group_attention(**double(arguments), backend="torch")
+    truth = cascaded_group_attention(**as_double(arguments), backend="torch")
     assert apart(cascaded_group_attention(**arguments, backend=backend), truth) <= 1e-5 * float(truth.norm())
 
 
@@ -82,13 +75,13 @@ def test_gradients_in_float32_are_close_to_those_in_float64():
         return torch.autograd.grad(cascaded_group_attention(*leaves).square().sum(), leaves)
 
     arguments = problem(2, 3, 3, 4, 5, 3, torch.float32)
-    for name, ours, truth in zip(arguments, gradients(arguments), gradients(double(arguments)), strict=True):
+    for name, ours, truth in zip(arguments, gradients(arguments), gradients(as_double(arguments)), strict=True):
         assert apart(ours, truth) <= 1e-4 * float(truth.norm()), name
 
 
 @pytest.mark.parametrize("backend", ["naive", "numpy", "torch", "triton"])
 def test_non_contiguous_and_empty(backend):
-    pytest.importorskip("triton") if backend == "triton" else None
+    needs_triton(backend)
     arguments = problem(2, 3, 2, 4, 3, 3, torch.float32)
     wanted = cascaded_group_attention(**arguments, backend="torch")
     spread = {name: torch.stack([t, t + 1], -1)[..., 0] for name, t in arguments.items()}
@@ -153,7 +146,7 @@ def test_refusals_give_their_reason(change, words):
 
 
 def test_triton_refuses_what_it_cannot_do():
-    pytest.importorskip("triton")
+    needs_triton()
     with pytest.raises(ValueError, match="no backward"):
         cascaded_group_attention(**{k: t.requires_grad_() for k, t in problem(1, 2, 1, 2, 2, 1, torch.float32).items()}, backend="triton")
     with pytest.raises(ValueError, match="keeps a window on chip"):

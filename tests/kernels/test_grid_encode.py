@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from precision import apart, as_double, needs_triton
 from refimpl.kernels.grid_encode import PRIME, cost, example, geometric_scales, grid_encode, table_rows
 
 quick = settings(deadline=None, max_examples=12, derandomize=True)
@@ -50,14 +51,6 @@ def composed(points, table, scales, max_entries):
     return torch.cat(out, 1)
 
 
-def as_double(arguments):
-    return {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
-
-
-def apart(a, b):
-    return float((a.double() - b.double()).norm())
-
-
 @quick
 @given(shapes)
 def test_every_form_equals_the_loops_in_float64(drawn):
@@ -73,7 +66,7 @@ def test_every_form_equals_the_loops_in_float64(drawn):
 @given(shapes)
 @pytest.mark.parametrize("backend", ["naive", "numpy", "torch", "triton"])
 def test_float32_error_is_at_most_twice_the_composed_form_s(backend, drawn):
-    pytest.importorskip("triton") if backend == "triton" else None
+    needs_triton(backend)
     arguments = problem(*drawn, dtype=torch.float32)
     truth = grid_encode(**as_double(arguments), backend="naive")
     yardstick = apart(composed(**arguments), truth)
@@ -84,7 +77,7 @@ def test_float32_error_is_at_most_twice_the_composed_form_s(backend, drawn):
 @given(shapes)
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_gradients_of_table_and_points(backend, drawn):
-    pytest.importorskip("triton") if backend == "triton" else None
+    needs_triton(backend)
     arguments = problem(*drawn, dtype=torch.float32)
     upstream = torch.randn(drawn[0], drawn[1] * drawn[4], generator=torch.Generator().manual_seed(1))
 
@@ -108,7 +101,7 @@ def test_gradient_of_the_torch_form_in_float64():
 
 @pytest.mark.parametrize("backend", ["naive", "numpy", "torch", "triton"])
 def test_non_contiguous_points_and_table(backend):
-    pytest.importorskip("triton") if backend == "triton" else None
+    needs_triton(backend)
     a = problem(11, 2, 4, 5, 4, 64, torch.float32)
     wanted = grid_encode(**a, backend="torch")
     spread = dict(a, points=a["points"].T.contiguous().T, table=a["table"].T.contiguous().T)
@@ -116,7 +109,7 @@ def test_non_contiguous_points_and_table(backend):
 
 
 def test_more_points_than_a_block_of_the_triton_kernel():
-    pytest.importorskip("triton")
+    needs_triton()
     a = problem(300, 2, 4, 5, 4, 64, torch.float32)
     torch.testing.assert_close(grid_encode(**a, backend="triton"), grid_encode(**a, backend="torch"))
 
@@ -183,7 +176,7 @@ def test_bad_levels(arguments, message):
 
 @pytest.mark.parametrize("change", [dict(dtype=torch.float64), dict(f=3)])
 def test_what_the_triton_form_refuses(change):
-    pytest.importorskip("triton")
+    needs_triton()
     a = problem(5, 2, 4, 5, change.get("f", 4), 64, change.get("dtype", torch.float32))
     with pytest.raises(ValueError, match="the Triton form takes"):
         grid_encode(**a, backend="triton")

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from precision import apart, as_double, needs_triton
 from refimpl.kernels.hsm_ssd import cost, example, hsm_ssd
 
 quick = settings(deadline=None, max_examples=10, derandomize=True)
@@ -30,18 +31,6 @@ def problem(batch=2, channels=5, states=4, length=21, inner=6, spread=1.0, with_
     tokens = {"x": draw(batch, channels, length)} | {k: draw(batch, states, length) for k in ("dt", "B", "C")}
     tokens["dt"] *= spread
     return tokens | {"A": draw(states) if with_A else None, "D": draw(1), "hz_weight": draw(2 * inner, channels), "out_weight": draw(channels, inner)}
-
-
-def as_double(arguments):
-    return {k: v.double() if torch.is_tensor(v) else v for k, v in arguments.items()}
-
-
-def needs_triton(backend):
-    pytest.importorskip("triton") if backend == "triton" else None
-
-
-def apart(a, b):
-    return float((a.double() - b.double()).norm())
 
 
 @pytest.mark.parametrize("backend", FORMS)

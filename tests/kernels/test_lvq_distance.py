@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from precision import apart, as_double, needs_triton
 from refimpl.kernels.lvq_distance import cost, example, lvq_distance, pack, unpack, width
 
 quick = settings(deadline=None, max_examples=12, derandomize=True)
@@ -33,14 +34,6 @@ def decode_then_multiply(queries, codes, scale, bias, mean, bits):
     return queries @ (vectors if mean is None else vectors + mean).mT
 
 
-def as_double(arguments):
-    return {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
-
-
-def apart(a, b):
-    return float((a.double() - b.double()).norm())
-
-
 @quick
 @given(shapes)
 def test_numpy_and_torch_equal_the_loops_in_float64(drawn):
@@ -55,7 +48,7 @@ def test_numpy_and_torch_equal_the_loops_in_float64(drawn):
 @pytest.mark.parametrize("backend", ["numpy", "torch", "triton"])
 def test_float32_error_is_at_most_twice_the_composed_form_s(backend, drawn):
     """The factored form subtracts large numbers only where Σq is large: floor of a few roundings of the terms for tiny shapes."""
-    pytest.importorskip("triton") if backend == "triton" else None
+    needs_triton(backend)
     lead, m, n, d, bits, with_mean = drawn
     arguments = problem(lead, min(m, 5), n, d, bits, with_mean, torch.float32)
     truth = lvq_distance(**as_double(arguments), backend="naive")
@@ -67,7 +60,7 @@ def test_float32_error_is_at_most_twice_the_composed_form_s(backend, drawn):
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_gradients(backend, bits):
-    pytest.importorskip("triton") if backend == "triton" else None
+    needs_triton(backend)
     arguments = problem((2,), 5, 17, 9, bits, dtype=torch.float32)
     upstream = torch.randn(2, 5, 17, generator=torch.Generator().manual_seed(1))
     names = ("queries", "scale", "bias", "mean")
@@ -92,7 +85,7 @@ def test_gradient_of_the_torch_form_in_float64():
 
 @pytest.mark.parametrize("backend", ["naive", "numpy", "torch", "triton"])
 def test_non_contiguous_and_empty(backend):
-    pytest.importorskip("triton") if backend == "triton" else None
+    needs_triton(backend)
     a = problem((), 6, 20, 11, 8, dtype=torch.float32)
     wanted = lvq_distance(**a, backend="torch")
     spread = dict(a, queries=a["queries"].T.contiguous().T, codes=a["codes"].T.contiguous().T, scale=torch.stack([a["scale"], a["bias"]], 1)[:, 0])
@@ -113,7 +106,7 @@ def test_more_vectors_than_a_block():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_half_precision_queries(backend, dtype):
-    pytest.importorskip("triton") if backend == "triton" else None
+    needs_triton(backend)
     a = problem((), 4, 30, 24, 8, dtype=torch.float32)
     a["queries"] = a["queries"].to(dtype)
     truth = lvq_distance(**as_double(a), backend="naive")
@@ -155,7 +148,7 @@ def test_bad_input_is_named(change, words):
 
 
 def test_triton_refuses_float64():
-    pytest.importorskip("triton")
+    needs_triton()
     with pytest.raises(ValueError, match="float32"):
         lvq_distance(**problem((), 2, 3, 4, 8), backend="triton")
 

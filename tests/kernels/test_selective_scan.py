@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from precision import apart, as_double, needs_triton
 from refimpl.kernels.selective_scan import cost, example, selective_scan, selective_step
 
 quick = settings(deadline=None, max_examples=12, derandomize=True)
@@ -42,18 +43,6 @@ def problem(batch=2, groups=2, width=3, states=4, length=19, constant="", extras
     else:
         arguments["delta"] = arguments["delta"].abs()
     return arguments
-
-
-def as_double(arguments):
-    return {k: v.double() if torch.is_tensor(v) else v for k, v in arguments.items()}
-
-
-def needs_triton(backend):
-    pytest.importorskip("triton") if backend == "triton" else None
-
-
-def apart(a, b):
-    return float((a.double() - b.double()).norm())
 
 
 @pytest.mark.parametrize(("backend", "options"), FORMS)
@@ -203,7 +192,7 @@ def test_bad_input_is_named(change, words):
 
 
 def test_triton_refuses_complex_scans_with_a_reason():
-    pytest.importorskip("triton")
+    needs_triton()
     with pytest.raises(ValueError, match="A is complex"):
         selective_scan(
             torch.randn(1, 2, 3), torch.randn(1, 2, 3), torch.randn(2, 2, dtype=torch.complex64), torch.randn(1, 2, 6), torch.randn(1, 2, 6), backend="triton"

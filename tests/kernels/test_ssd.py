@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from precision import apart, as_double, needs_triton
 from refimpl.kernels.ssd import cost, example, segsum, semiseparable, ssd, ssd_combined
 
 quick = settings(deadline=None, max_examples=10, derandomize=True)
@@ -31,18 +32,6 @@ def problem(batch=2, groups=2, per_group=2, width=3, states=5, length=21, state=
     heads = groups * per_group
     a = {"x": draw(batch, length, heads, width), "a": -draw(batch, length, heads).abs(), "B": draw(batch, length, groups, states)}
     return a | {"C": draw(batch, length, groups, states), "state": draw(batch, heads, width, states) if state else None}
-
-
-def as_double(arguments):
-    return {k: v.double() if torch.is_tensor(v) else v for k, v in arguments.items()}
-
-
-def needs_triton(backend):
-    pytest.importorskip("triton") if backend == "triton" else None
-
-
-def apart(a, b):
-    return float((a.double() - b.double()).norm())
 
 
 def as_matrix(x, a, B, C, state=None):
