@@ -23,6 +23,12 @@ def pytest_configure(config):
     config.stash[deviations] = {}
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same numbers, whatever ran before it."""
+    torch.manual_seed(0)
+
+
 def pytest_generate_tests(metafunc):
     """`official_case` runs over every file of the module's `STEM` (or `STEMS`)."""
     if "official_case" not in metafunc.fixturenames:

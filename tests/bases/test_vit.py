@@ -50,7 +50,6 @@ def test_front_door_and_overrides():
 @pytest.mark.parametrize("distilled", [False, True])
 @pytest.mark.parametrize("pos_embed", ["learned", "sincos", "none"])
 def test_forward_is_head_of_features_and_every_parameter_learns(distilled, pos_embed):
-    torch.manual_seed(0)  # drop path may leave a block out for both images
     model = VisionTransformer(**SMALL, distilled=distilled, pos_embed=pos_embed, drop_path=0.1)
     images = torch.randn(2, 3, 32, 32)
     model(images).square().sum().backward()
