@@ -372,6 +372,17 @@ def test_speeds_filter_select_and_remember(explorer):
     assert explorer.run("return document.querySelector('table.explorer tbody tr:not([hidden]) input').checked")
 
 
+def test_certificates_count_a_model_s_own_cases(explorer):
+    """`base_plus` is no certificate of `base`, and a case named after timm's model counts for ours."""
+    cases = dict(zip(column(explorer, "Model"), column(explorer, "Certificate"), strict=True))
+    assert {name: cases[name] for name in ("convit_base", "convit_tiny", "deit_tiny", "deit_tiny_distilled")} == {
+        "convit_base": "1",
+        "convit_tiny": "3",
+        "deit_tiny": "2",
+        "deit_tiny_distilled": "1",
+    }
+
+
 def test_speeds_download(explorer):
     explorer.run(
         """window.saved = []; HTMLAnchorElement.prototype.click = () => {};

@@ -317,20 +317,19 @@ class Explorer(Page):
         return "".join(self.machine(name, r) for name, r in results.items() if r.get("models"))
 
     def machine(self, name: str, results: dict) -> str:
-        head = ("Model", "Paper", "Form", "Batch", "Parameters", "MACs", "Latency", "IQR", "Of ceiling", "Ratio to timm", "Peak memory", "Certificate")
+        head = ("Model", "Form", "Batch", "Parameters", "MACs", "Latency", "IQR", "Of ceiling", "Ratio to timm", "Peak memory", "Certificate")
         rows, records = [], []
         ceiling = results.get("ceilings", {}).get("gflops")
         for r in results["models"]:
             stem = stem_of(r["name"])
-            certificate = certificates(r["name"])
+            certificate, name = certificates(r["name"]), f"<code>{html.escape(r['name'])}</code>"
             records.append({**r, "paper": stem, "official_cases": certificate})
             ratio, spread = r.get("ratio_to_timm"), r["high"] - r["low"]
             share = 2 * r["macs"] * r["batch"] / r["seconds"] / (1e9 * ceiling) if ceiling else None
             between = f" ({r['ratio_low']:.2f}–{r['ratio_high']:.2f})" if r.get("ratio_low") else ""
             rows.append(
                 (
-                    f"<code>{html.escape(r['name'])}</code>",
-                    self.paper_cell(stem),
+                    html.link(self.to(f"notebooks/{stem}"), name) if sources.written(stem) else name,
                     html.escape(r["form"]),
                     html.Cell(str(r["batch"]), r["batch"]),
                     html.Cell(html.count(r["params"]), r["params"]),
@@ -344,7 +343,7 @@ class Explorer(Page):
                 )
             )
         caption = f"Models measured on {html.escape(machine_line(results))}"
-        table = html.table(head, rows, caption, classes="explorer", numeric=tuple(range(3, 11)), id=f"speed-{name}")
+        table = html.table(head, rows, caption, classes="explorer", numeric=tuple(range(2, 10)), id=f"speed-{name}")
         payload = json.dumps({"machine": results.get("machine", {}), "models": records}, ensure_ascii=False).replace("</", "<\\/")
         script = f'<script type="application/json" class="explorer-data">{payload}</script>'
         return f'<div class="explorer-box" data-name="{name}">{table}{script}</div>' + self.unmeasured({r["name"] for r in results["models"]})
@@ -354,10 +353,6 @@ class Explorer(Page):
         if not left:
             return ""
         return f"<p>Models that can be created and are not in this table yet: {', '.join(f'<code>{html.escape(m)}</code>' for m in sorted(left))}.</p>"
-
-    def paper_cell(self, stem: str) -> str:
-        paper = next((p for p in sources.papers() if p.stem == stem), None)
-        return self.chapter_link(paper) if paper else html.escape(stem)
 
 
 def stem_of(model: str) -> str:
@@ -369,8 +364,13 @@ def stem_of(model: str) -> str:
 def certificates(model: str) -> int:
     """How many official cases of this very variant agree."""
     stem = stem_of(model)
-    variant = model.removeprefix(f"{stem}_")
-    return sum(c["passed"] for c in sources.exactness()[1] if c["stem"] == stem and (c["case"] == variant or c["case"].startswith(f"{variant}_")))
+    models = [m for m in sources.models() if stem_of(m) == stem]
+
+    def model_of(case: str) -> str | None:  # the longest name counts: base_plus is no base
+        name = f"{stem}_{case.removeprefix(f'{stem}_')}"
+        return max((m for m in models if name == m or name.startswith(f"{m}_")), key=len, default=None)
+
+    return sum(c["passed"] and model_of(c["case"]) == model for c in sources.exactness()[1] if c["stem"] == stem)
 
 
 def milliseconds(seconds: float, digits: int = 3) -> str:

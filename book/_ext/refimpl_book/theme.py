@@ -126,8 +126,14 @@ def front_door(app, exception):
         (Path(app.outdir) / ".nojekyll").touch()  # Pages would leave out folders that begin with an underscore
 
 
+def always_finish(app, env, added, changed, removed) -> list[str]:
+    """One page counts as changed in every build: without any, Sphinx would leave a changed style sheet or script behind."""
+    return [app.config.root_doc]
+
+
 def setup(app):
     icons.setup(app)
+    app.connect("env-get-outdated", always_finish)
     app.connect("config-inited", configure, priority=900)
     app.connect("doctree-read", headless_tables)
     app.connect("doctree-read", evidence_dates)
