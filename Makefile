@@ -59,7 +59,7 @@ chapters: $(READY)  ## the chapters alone, from the built wheel, in an empty fol
 portable: $(READY)  ## the same digits on other machines
 	@for isa in default avx2; do for threads in 1 2; do \
 		echo "ATEN_CPU_CAPABILITY=$$isa, $$threads thread(s)"; \
-		ATEN_CPU_CAPABILITY=$$isa OMP_NUM_THREADS=$$threads $(PY) book/tools/run_chapters.py -j $(JOBS) $(CHAPTER); \
+		ATEN_CPU_CAPABILITY=$$isa OMP_NUM_THREADS=$$threads $(PY) book/tools/run_chapters.py -j $$(($(JOBS) > threads ? $(JOBS) / threads : 1)) $(CHAPTER); \
 	done; done
 	@echo "The same digits under default and avx2, one and two threads."
 
