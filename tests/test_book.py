@@ -394,6 +394,7 @@ def test_speeds_download(explorer):
         "const done = arguments[0]; const wait = () => saved.length < 2 ? setTimeout(wait, 20) : done(saved); wait()"
     )
     rows = json.loads(data)["models"]
+    assert explorer.run("return document.querySelector('.explorer-box').dataset.name") == "cpu"  # the file's name, and the address's
     assert len(csv.strip().splitlines()) == len(rows) + 1 == len(column(explorer, "Model")) + 1
     assert csv.startswith("name,") and rows[0]["seconds"] > 0
 

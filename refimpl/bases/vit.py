@@ -189,11 +189,15 @@ class VisionTransformer(nn.Module):
 
         Patches are embedded by a matrix product, weights stored input by input. Its `forward_features` gives only the tokens that are read: (b, prefix, c).
         """
-        model = copy.deepcopy(self).eval()
-        model.patch_embed = model.patch_embed.fuse()
-        if isinstance(model.blocks[-1], Block):
-            model.blocks[-1] = ClassBlock(model.blocks[-1], self.layout.prefix)
-        return store_by_input(model)
+        return read_alone(copy.deepcopy(self).eval(), self.layout.prefix)
+
+
+def read_alone(model: nn.Module, tokens: int) -> nn.Module:
+    """Change a transformer in place: patches by a matrix product, a last block for the first `tokens` alone, weights stored input by input."""
+    model.patch_embed = model.patch_embed.fuse()
+    if isinstance(model.blocks[-1], Block):
+        model.blocks[-1] = ClassBlock(model.blocks[-1], tokens)
+    return store_by_input(model)
 
 
 def check_transformer(depth: int, num_classes: int, in_chans: int, mlp_ratio: float, drop_path: float) -> None:

@@ -30,8 +30,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from refimpl import weights
-from refimpl.bases.vit import Block, ClassBlock, check_transformer, init_weights
-from refimpl.layers import Attend, Layout, PatchEmbed, attention_map, check_heads, linear, store_by_input
+from refimpl.bases.vit import Block, check_transformer, init_weights, read_alone
+from refimpl.layers import Attend, Layout, PatchEmbed, attention_map, check_heads, linear
 
 
 def relative_features(rows: int, cols: int) -> Tensor:
@@ -235,13 +235,10 @@ class ConViT(nn.Module):
         Patches are embedded by a matrix product, weights stored input by input.
         """
         model = copy.deepcopy(self).eval()
-        model.patch_embed = model.patch_embed.fuse()
         for block in model.blocks:
             if isinstance(block.attn, GPSA):
                 block.attn = FixedGPSA(block.attn, self.layouts[0].grid)
-        if isinstance(model.blocks[-1], Block):
-            model.blocks[-1] = ClassBlock(model.blocks[-1], tokens=1)
-        return store_by_input(model)
+        return read_alone(model, tokens=1)
 
 
 def non_locality(attention: Tensor, rows: int, cols: int) -> Tensor:

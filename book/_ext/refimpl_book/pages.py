@@ -322,14 +322,14 @@ class Explorer(Page):
         ceiling = results.get("ceilings", {}).get("gflops")
         for r in results["models"]:
             stem = stem_of(r["name"])
-            certificate, name = certificates(r["name"]), f"<code>{html.escape(r['name'])}</code>"
+            certificate, model = certificates(r["name"]), f"<code>{html.escape(r['name'])}</code>"
             records.append({**r, "paper": stem, "official_cases": certificate})
             ratio, spread = r.get("ratio_to_timm"), r["high"] - r["low"]
             share = 2 * r["macs"] * r["batch"] / r["seconds"] / (1e9 * ceiling) if ceiling else None
             between = f" ({r['ratio_low']:.2f}–{r['ratio_high']:.2f})" if r.get("ratio_low") else ""
             rows.append(
                 (
-                    html.link(self.to(f"notebooks/{stem}"), name) if sources.written(stem) else name,
+                    html.link(self.to(f"notebooks/{stem}"), model) if sources.written(stem) else model,
                     html.escape(r["form"]),
                     html.Cell(str(r["batch"]), r["batch"]),
                     html.Cell(html.count(r["params"]), r["params"]),
