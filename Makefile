@@ -72,7 +72,7 @@ serve: book  ## look at the book
 	@$(PY) -m http.server 8000 --directory $(dir $(HTML))
 
 bench: $(READY)  ## measure this machine
-	@$(PY) book/tools/bench.py $(BENCH)
+	@$(PY) book/bench $(BENCH)
 	@echo "Results: book/results/"
 
 readme: $(READY)  ## refresh README.md from the catalogue

@@ -1,4 +1,4 @@
-"""31 papers on efficient deep learning as short reference implementations that compute exactly what the authors' code computes.
+"""31 papers on efficient deep learning: short reference implementations, equal to the official code.
 
 >>> import refimpl
 >>> refimpl.list_models("efficientvit_*")
@@ -9,31 +9,33 @@
 from __future__ import annotations
 
 import importlib
-import types
-from difflib import get_close_matches
 from fnmatch import fnmatch
+from functools import cache
 
-from refimpl import papers
+from refimpl import checks
 from refimpl.catalogue import BASES, PAPERS, Claim, Difference, Paper
 
-__version__ = "0.1.0"
-__all__ = ["Claim", "Difference", "Paper", "create_model", "list_models", "paper", "papers"]
+__version__ = "0.2.0"
+__all__ = [
+    "Claim",
+    "Difference",
+    "Paper",
+    "create_model",
+    "list_models",
+    "list_papers",
+    "paper",
+]
 
 
-class Papers(types.ModuleType):
-    """The package `refimpl.papers` answers a call too: one name serves both, or the first import of a paper would hide the function."""
-
-    def __call__(self) -> list[Paper]:
-        """Every paper of the book, in the book's order."""
-        return list(PAPERS.values())
-
-
-papers.__class__ = Papers
+def list_papers() -> list[Paper]:
+    """Every paper of the book, in the book's order."""
+    return list(PAPERS.values())
 
 
 def paper(stem: str) -> Paper:
     """One paper by its stem (`"efficientvit"`)."""
-    return PAPERS[known(stem, PAPERS, "paper")]
+    checks.choice("stem", stem, PAPERS, "paper")
+    return PAPERS[stem]
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -42,26 +44,29 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def create_model(name: str, **kwargs):
-    """Build a model by name (`<stem>_<variant>`), with random weights. `kwargs` go to its constructor over the variant's own."""
-    index = model_index()
-    module, variant = index[known(name, index, "model")]
-    return importlib.import_module(module).create(variant, **kwargs)
+    """Build a model by name (`<stem>_<variant>`), with random weights.
+
+    `kwargs` go to its constructor over the variant's own.
+    """
+    checks.choice("name", name, model_index(), "model")
+    path, variant = model_index()[name]
+    module = importlib.import_module(path)
+    return module.MODEL(**module.VARIANTS[variant] | kwargs)
 
 
+@cache
 def model_index() -> dict[str, tuple[str, str]]:
-    """Model name -> (module, variant), from the catalogue alone: nothing is imported."""
-    index = {}
-    for paper in PAPERS.values():
-        index |= {f"{paper.stem}_{v}": (f"refimpl.papers.{paper.stem}", v) for v in paper.variants}
-    for prefix, (module, variants) in BASES.items():
-        index |= {f"{prefix}_{v}": (f"refimpl.bases.{module}", v) for v in variants}
+    """Model name -> (module, variant), from the catalogue alone: nothing is imported.
+
+    Raises `ValueError` when two modules claim the same name.
+    """
+    families = [(f"refimpl.bases.{base}", base, variants) for base, variants in BASES.items()]
+    families += [(f"refimpl.papers.{p.stem}", p.stem, p.variants) for p in PAPERS.values()]
+    index: dict[str, tuple[str, str]] = {}
+    for module, prefix, variants in families:
+        for variant in variants:
+            name = f"{prefix}_{variant}"
+            if name in index:
+                raise ValueError(f"{module} and {index[name][0]} both name a model {name!r}")
+            index[name] = (module, variant)
     return index
-
-
-def known(name: str, options, what: str) -> str:
-    """`name` when it is one of the options, else a `ValueError` with the nearest ones."""
-    if name in options:
-        return name
-    near = get_close_matches(str(name), options, 3, 0.5)
-    hint = f"; did you mean {', '.join(map(repr, near))}?" if near else f"; there are {', '.join(sorted(options)[:8])} …"
-    raise ValueError(f"unknown {what} {name!r}{hint}")

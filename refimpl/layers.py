@@ -6,7 +6,6 @@ Shapes are given in einops letters: `b` batch, `c` channels, `h w` rows and colu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from refimpl import checks
 
 
 def fold_norm(conv: nn.Conv2d | nn.Conv1d | nn.Linear, norm: nn.Module) -> nn.Module:
@@ -53,7 +54,11 @@ class Pointwise(nn.Linear):
 def linear(weight: Tensor, bias: Tensor | None, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
     """A layer that holds a copy of these weights (out, in) and this bias (out,)."""
     layer = kind(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    layer.load_state_dict({"weight": weight.detach().clone()} | ({} if bias is None else {"bias": bias.detach().clone()}), assign=True)
+    layer.load_state_dict(
+        {"weight": weight.detach().clone()}
+        | ({} if bias is None else {"bias": bias.detach().clone()}),
+        assign=True,
+    )
     return layer
 
 
@@ -86,7 +91,9 @@ class ConvNorm(nn.Module):
     ):
         super().__init__()
         padding = kernel_size // 2 if padding is None else padding
-        self.conv = nn.Conv2d(in_chans, out_chans, kernel_size, stride, padding, groups=groups, bias=False)
+        self.conv = nn.Conv2d(
+            in_chans, out_chans, kernel_size, stride, padding, groups=groups, bias=False
+        )
         self.norm = nn.BatchNorm2d(out_chans)
         nn.init.constant_(self.norm.weight, norm_weight)
 
@@ -118,7 +125,13 @@ class DropPath(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers with an activation between: (…, dim) -> (…, dim)."""
 
-    def __init__(self, dim: int, hidden_dim: int, act: Callable[[], nn.Module] = nn.GELU, out_dim: int | None = None):
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        act: Callable[[], nn.Module] = nn.GELU,
+        out_dim: int | None = None,
+    ):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = act()
@@ -141,7 +154,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_image(x, self.proj.in_channels, (self.img_size, self.img_size))
+        checks.image(x, self.proj.in_channels, (self.img_size, self.img_size))
         return rearrange(self.proj(x), "b c h w -> b (h w) c")
 
     def fuse(self) -> PatchProduct:
@@ -153,12 +166,18 @@ class PatchProduct(nn.Module):
 
     def __init__(self, embed: PatchEmbed):
         super().__init__()
-        self.img_size, self.patch_size, self.in_chans = embed.img_size, embed.patch_size, embed.proj.in_channels
+        self.img_size, self.patch_size, self.in_chans = (
+            embed.img_size,
+            embed.patch_size,
+            embed.proj.in_channels,
+        )
         self.proj = linear(embed.proj.weight.flatten(1), embed.proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_image(x, self.in_chans, (self.img_size, self.img_size))
-        return self.proj(rearrange(x, "b c (h y) (w x) -> b (h w) (c y x)", y=self.patch_size, x=self.patch_size))
+        checks.image(x, self.in_chans, (self.img_size, self.img_size))
+        return self.proj(
+            rearrange(x, "b c (h y) (w x) -> b (h w) (c y x)", y=self.patch_size, x=self.patch_size)
+        )
 
     def fuse(self) -> PatchProduct:
         return self
@@ -188,10 +207,11 @@ class LayerNorm2d(nn.LayerNorm):
 class Layout:
     """Where the tokens of an attention map lie in the image, so that maps can be drawn.
 
-    grid: rows and columns of the whole (query) map; window: side of a square window, `None` for global attention
-    (the batch then is (b · windows), windows row by row, the map zero-padded right and bottom to full windows);
-    prefix: leading tokens that are no patches (class, distillation); key_grid: the keys' map where it differs
-    (pooled keys). Windowed maps: n = m = window².
+    grid: rows and columns of the whole (query) map; window: side of a square window, `None` for
+    global attention (the batch then is (b · windows), windows row by row, the map zero-padded
+    right and bottom to full windows); prefix: leading tokens that are no patches (class,
+    distillation); key_grid: the keys' map where it differs (pooled keys). Windowed maps:
+    n = m = window².
     """
 
     grid: tuple[int, int]
@@ -200,62 +220,51 @@ class Layout:
     key_grid: tuple[int, int] | None = None
 
 
-class Attend(nn.Module):
-    """softmax(q kᵀ · scale + bias) v.
+class Probe(nn.Module):
+    """Where a layer shows its attention map. Does nothing until `viz.attention.record` listens.
 
-    q: (b, heads, n, d), k: (b, heads, m, d), v: (b, heads, m, e); bias: (heads, n, m) or (b, heads, n, m), added to the logits.
-    Returns (b, heads, n, e). `scale` defaults to 1/√d.
-
-    `scaled_dot_product_attention` does the work; where it has no fused path on a CPU (e ≠ d), the product is written out.
-    `viz.attention.record(model)` sets `recorder`: maps are then computed *beside* the result, which stays bit-equal.
-    Attention that is more than a softmax (gated, pruned …) calls `observe` with its own maps.
+    layout: where the tokens lie, given when the model is built. A layer calls its probe with a
+    function that makes the map (b, heads, n, m), which is called only while somebody listens;
+    a layer that takes maps of any size also says the rows and columns of this one (`grid`).
+    A copy listens to nobody.
     """
 
-    def __init__(self, scale: float | None = None):
+    def __init__(self, layout: Layout | None = None):
         super().__init__()
-        self.scale = scale
-        self.recorder: Callable[[Tensor, Layout | None], None] | None = None
+        self.layout = layout
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, layout: Layout | None = None) -> Tensor:
-        scale = self.scale or 1 / math.sqrt(q.shape[-1])
-        if bias is not None and bias.dim() == 3:
-            bias = bias[None]  # a 3-D mask would lose the fused CPU kernel
-        if self.recorder is not None:
-            with torch.no_grad():
-                self.recorder(attention_map(q, k, bias, scale), layout)
-        if q.shape[-1] == v.shape[-1] or q.is_cuda:
-            return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
-        return attention_map(q, k, bias, scale) @ v
+    def forward(self, make_map: Callable[[], Tensor], grid: tuple[int, int] | None = None) -> None:
+        return None
 
-    def observe(self, maps: Callable[[], Tensor], layout: Layout | None = None) -> None:
-        """Hand maps (b, heads, n, m) to the recorder; `maps` is only called while one listens."""
-        if self.recorder is not None:
-            with torch.no_grad():
-                self.recorder(maps(), layout)
+    def __deepcopy__(self, memo: dict) -> Probe:
+        return Probe(self.layout)
+
+    def __reduce__(self):
+        return Probe, (self.layout,)
 
 
-def attention_map(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """softmax over keys of q kᵀ · scale + bias: (b, heads, n, m)."""
-    logits = (q * scale) @ k.transpose(-2, -1)
+def attention_map(q: Tensor, k: Tensor, bias: Tensor | None = None, scale: float | None = None):
+    """A = softmax(q kᵀ · scale + bias) over the keys: q (b, heads, n, d), k (b, heads, m, d).
+
+    bias: (heads, n, m) or (b, heads, n, m); scale: 1/√d unless given. Returns (b, heads, n, m).
+    """
+    scale = scale or q.shape[-1] ** -0.5
+    logits = q @ k.transpose(-2, -1) * scale
     if bias is not None:
         logits = logits + bias
-    return logits.softmax(-1)
+    return logits.softmax(dim=-1)
 
 
-def check_image(x: Tensor, in_chans: int, size: tuple[int, int] | None = None, multiple: int | None = None) -> None:
-    """Raise a `ValueError` that says what is wrong with a batch of images (b, c, h, w)."""
-    if x.dim() != 4:
-        raise ValueError(f"images must be (batch, channels, height, width), got {x.dim()} dimensions: {tuple(x.shape)}")
-    if x.shape[1] != in_chans:
-        raise ValueError(f"images have {x.shape[1]} channels, this model was built with in_chans={in_chans}")
-    got = tuple(x.shape[2:])
-    if size is not None and got != tuple(size):
-        raise ValueError(f"images are {got[0]}×{got[1]} pixels, this model was built for img_size={size[0]} ({size[0]}×{size[1]})")
-    if multiple is not None and (got[0] % multiple or got[1] % multiple):
-        raise ValueError(f"images are {got[0]}×{got[1]} pixels, both sides must be multiples of {multiple}")
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """A v with the map A of `attention_map`: v (b, heads, m, e) -> (b, heads, n, e).
 
-
-def check_heads(dim: int, num_heads: int) -> None:
-    """Raise a `ValueError` when the heads do not divide the width."""
-    if num_heads < 1 or dim % num_heads:
-        raise ValueError(f"num_heads={num_heads} must be at least 1 and divide dim={dim}")
+    PyTorch's `scaled_dot_product_attention` does the work; where it has no fused path on a CPU
+    (e ≠ d), the product is written out.
+    """
+    if bias is not None and bias.dim() == 3:
+        bias = bias[None]  # a 3-D mask would lose the fused CPU kernel
+    if q.shape[-1] == v.shape[-1] or q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+    return attention_map(q, k, bias, scale) @ v

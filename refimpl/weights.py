@@ -45,9 +45,13 @@ def read(path: str | Path) -> dict[str, Tensor]:
         if path.suffix in (".pth", ".pt", ".bin"):
             return unwrap(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path.name} holds pickled objects besides tensors, which could run code when read; refused. {first_line(error)}") from error
+        raise ValueError(
+            f"{path.name} holds pickled objects besides tensors, which could run code when read; refused. {first_line(error)}"
+        ) from error
     except Exception as error:
-        raise ValueError(f"{path.name} can't be read as a checkpoint (truncated, or another format?): {first_line(error)}") from error
+        raise ValueError(
+            f"{path.name} can't be read as a checkpoint (truncated, or another format?): {first_line(error)}"
+        ) from error
     raise ValueError(f"path={path.name!r}: a checkpoint ends in .safetensors, .pth, .pt or .bin")
 
 
@@ -58,14 +62,18 @@ def first_line(error: Exception) -> str:
 def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
     """The state dict inside a training checkpoint (`state_dict_ema` before `state_dict` before `model`)."""
     if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"a checkpoint is a dictionary of tensors, got {type(checkpoint).__name__}")
+        raise ValueError(
+            f"a checkpoint is a dictionary of tensors, got {type(checkpoint).__name__}"
+        )
     for key in WRAPPERS:
         if isinstance(checkpoint.get(key), Mapping):
             return unwrap(checkpoint[key])
     return {k.removeprefix("module."): v for k, v in checkpoint.items() if isinstance(v, Tensor)}
 
 
-def load_official(model: nn.Module, source: str | Path | Mapping[str, Tensor], rules: Rules | None = None) -> nn.Module:
+def load_official(
+    model: nn.Module, source: str | Path | Mapping[str, Tensor], rules: Rules | None = None
+) -> nn.Module:
     """Load the authors' (or timm's) weights into `model`, strictly, and return it.
 
     `source` is a path or a state dict under official names. `rules` default to the one of `model.name_maps` that fits
@@ -80,7 +88,8 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Tensor], r
     problems = compare(own, mapped)
     if problems:
         raise ValueError(
-            f"{type(model).__name__}: these weights don't fit ({kind} names, {len(problems)} problems; the model is unchanged)\n  " + "\n  ".join(problems[:12])
+            f"{type(model).__name__}: these weights don't fit ({kind} names, {len(problems)} problems; the model is unchanged)\n  "
+            + "\n  ".join(problems[:12])
         )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -99,18 +108,29 @@ def compare(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]
     problems = []
     for name in own.keys() - given.keys():
         near = get_close_matches(name, given.keys() - own.keys(), 1)
-        problems.append(f"missing: {name}, shape {tuple(own[name].shape)}" + (f" (is it {near[0]!r}?)" if near else ""))
+        problems.append(
+            f"missing: {name}, shape {tuple(own[name].shape)}"
+            + (f" (is it {near[0]!r}?)" if near else "")
+        )
     for name in given.keys() - own.keys():
         problems.append(f"left over: {name}, shape {tuple(given[name].shape)}")
     for name in own.keys() & given.keys():
         if squeeze(own[name]) != squeeze(given[name]):
-            problems.append(f"shape: {name} is {tuple(given[name].shape)}, wanted {tuple(own[name].shape)}")
+            problems.append(
+                f"shape: {name} is {tuple(given[name].shape)}, wanted {tuple(own[name].shape)}"
+            )
         elif own[name].is_floating_point() != given[name].is_floating_point():
             problems.append(f"type: {name} is {given[name].dtype}, wanted {own[name].dtype}")
     return sorted(problems)
 
 
-def first_difference(ours: nn.Module, theirs: nn.Module, images: Tensor, pairs: Mapping[str, str] | Callable[[str], str | None], rtol: float = 1e-4) -> str:
+def first_difference(
+    ours: nn.Module,
+    theirs: nn.Module,
+    images: Tensor,
+    pairs: Mapping[str, str] | Callable[[str], str | None],
+    rtol: float = 1e-4,
+) -> str:
     """The first layer, in order of execution, at which two models part on the same input.
 
     `pairs` gives for a module name of `ours` the name in `theirs` (or `None`). For models whose weights loaded but whose outputs differ.
@@ -123,7 +143,9 @@ def first_difference(ours: nn.Module, theirs: nn.Module, images: Tensor, pairs: 
         if b is None:
             return f"{name}: {wanted[name]} was not run by the other model"
         if a.numel() != b.numel():
-            return f"{name}: shape {tuple(a.shape)}, the other's {wanted[name]} gives {tuple(b.shape)}"
+            return (
+                f"{name}: shape {tuple(a.shape)}, the other's {wanted[name]} gives {tuple(b.shape)}"
+            )
         error = ((a.reshape(-1) - b.reshape(-1)).norm() / b.norm().clamp_min(1e-12)).item()
         if not error <= rtol:
             return f"{name}: differs from {wanted[name]} by {error:.1e} of the norm (output mean {a.mean():.4g}, theirs {b.mean():.4g})"
@@ -141,7 +163,11 @@ def trace(model: nn.Module, images: Tensor, names) -> dict[str, Tensor]:
 
         return hook
 
-    hooks = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if name in names]
+    hooks = [
+        module.register_forward_hook(keep(name))
+        for name, module in model.named_modules()
+        if name in names
+    ]
     try:
         with torch.no_grad():
             model(images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from datetime import datetime, timezone
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -14,7 +15,23 @@ import torch  # noqa: E402
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
-from refimpl.lab import golden  # noqa: E402
+from refimpl import golden  # noqa: E402
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--golden",
+        metavar="DIR",
+        type=Path,
+        help="folder of reference outputs, <DIR>/<stem>/<case>.json (default: tests/golden)",
+    )
+    parser.addoption(
+        "--exactness",
+        metavar="DIR",
+        type=Path,
+        help="write every case's largest deviation to <DIR>/<stem>.json",
+    )
+
 
 deviations = pytest.StashKey[dict]()
 
@@ -50,7 +67,11 @@ def pytest_runtest_makereport(item, call):
             "source": case.data.get("source", ""),
             "params": case.data.get("params"),
             "macs": case.data.get("macs"),
-            "batch": case.data["inputs"][0][0] if case.data.get("params") and isinstance(case.data.get("inputs"), list) and case.data["inputs"] else None,
+            "batch": case.data["inputs"][0][0]
+            if case.data.get("params")
+            and isinstance(case.data.get("inputs"), list)
+            and case.data["inputs"]
+            else None,
             "deviation": max(case.deviations.values(), default=None),
             "passed": report.passed,
         }
@@ -66,7 +87,15 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.section("official figures: largest deviation as a share of the output's norm")
     for r in sorted(records, key=lambda r: (r["stem"], r["case"])):
         figure = "by the measure of its test" if r["deviation"] is None else f"{r['deviation']:.1e}"
-        terminalreporter.write_line(f"{'ok  ' if r['passed'] else 'FAIL'} {r['stem']}/{r['case']:<36} {figure}")
+        terminalreporter.write_line(
+            f"{'ok  ' if r['passed'] else 'FAIL'} {r['stem']}/{r['case']:<36} {figure}"
+        )
     if path := config.getoption("exactness"):
         made = {"date": datetime.now(timezone.utc).strftime("%Y-%m-%d"), "torch": torch.__version__}
-        path.write_text(json.dumps({"made": made, "cases": sorted(records, key=lambda r: (r["stem"], r["case"]))}, indent=1) + "\n")
+        path.write_text(
+            json.dumps(
+                {"made": made, "cases": sorted(records, key=lambda r: (r["stem"], r["case"]))},
+                indent=1,
+            )
+            + "\n"
+        )

@@ -23,13 +23,20 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 CHROMEDRIVER = shutil.which("chromedriver")
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver: apt-get install chromium chromium-driver"),
-    pytest.mark.skipif(not importlib.util.find_spec("jupyter_book"), reason="needs the extra 'book'"),
+    pytest.mark.skipif(
+        not (CHROMIUM and CHROMEDRIVER),
+        reason="needs chromium and chromedriver: apt-get install chromium chromium-driver",
+    ),
+    pytest.mark.skipif(
+        not importlib.util.find_spec("jupyter_book"), reason="needs the extra 'book'"
+    ),
     pytest.mark.skipif(not importlib.util.find_spec("selenium"), reason="needs the extra 'test'"),
 ]
 
@@ -37,7 +44,10 @@ FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
     "--disable-sync --disable-default-apps --hide-scrollbars --force-color-profile=srgb"
 )
-BUDGET_PAGE, BUDGET_FIGURES = 1_000_000, 600_000  # bytes: a page gzipped before figures, its figures
+BUDGET_PAGE, BUDGET_FIGURES = (
+    1_000_000,
+    600_000,
+)  # bytes: a page gzipped before figures, its figures
 ALT_LENGTH = range(40, 251)
 COLOUR_RULES = ["color-contrast", "link-in-text-block"]  # all that a theme can change
 
@@ -59,7 +69,11 @@ def pages() -> list[str]:
 
     walk(toc["parts"])
     sources = sorted((ROOT / "refimpl").rglob("*.py"))
-    modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in sources if p.stem != "__init__" and (p.parent / "__init__.py").exists()]
+    modules = [
+        ".".join(p.relative_to(ROOT).with_suffix("").parts)
+        for p in sources
+        if p.stem != "__init__" and (p.parent / "__init__.py").exists()
+    ]
     return [*found, *(f"book/api/{m}" for m in modules), "search", "genindex"]
 
 
@@ -68,8 +82,17 @@ CHAPTERS = [p for p in PAGES if p.startswith("notebooks/")]
 
 
 def is_fresh(index: Path) -> bool:
-    places = [ROOT / "_config.yml", *(ROOT / "book").rglob("*"), *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "refimpl").rglob("*.py")]
-    sources = [p for p in places if p.is_file() and "_build" not in p.parts and "__pycache__" not in p.parts]
+    places = [
+        ROOT / "_config.yml",
+        *(ROOT / "book").rglob("*"),
+        *(ROOT / "notebooks").glob("*.ipynb"),
+        *(ROOT / "refimpl").rglob("*.py"),
+    ]
+    sources = [
+        p
+        for p in places
+        if p.is_file() and "_build" not in p.parts and "__pycache__" not in p.parts
+    ]
     return index.exists() and index.stat().st_mtime >= max(p.stat().st_mtime for p in sources)
 
 
@@ -84,7 +107,9 @@ def book() -> Path:
     html.mkdir(parents=True, exist_ok=True)
     with FileLock(html.parent / "tests.lock"):
         if not is_fresh(html / "index.html"):
-            done = subprocess.run([sys.executable, "book/tools/build.py"], cwd=ROOT, capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "book/tools/build.py"], cwd=ROOT, capture_output=True, text=True
+            )
             assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return html
 
@@ -100,7 +125,9 @@ class Browser:
                 pass
 
         self.root = root
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(root)))
+        self.server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), functools.partial(Quiet, directory=str(root))
+        )
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.base = f"http://127.0.0.1:{self.server.server_port}/"
         options = webdriver.ChromeOptions()
@@ -108,13 +135,19 @@ class Browser:
         for flag in [*FLAGS.split(), f"--user-data-dir={profile}"]:
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
+        self.driver = webdriver.Chrome(
+            options=options, service=webdriver.ChromeService(CHROMEDRIVER)
+        )
         self.driver.set_script_timeout(120)
         self.run = self.driver.execute_script
-        still = [{"name": "prefers-reduced-motion", "value": "reduce"}]  # no colour halfway between two themes
+        still = [
+            {"name": "prefers-reduced-motion", "value": "reduce"}
+        ]  # no colour halfway between two themes
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": still})
         remember = "localStorage.setItem('mode', 'light'); localStorage.setItem('theme', 'light')"
-        self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": f"try {{ {remember} }} catch {{}}"})
+        self.driver.execute_cdp_cmd(
+            "Page.addScriptToEvaluateOnNewDocument", {"source": f"try {{ {remember} }} catch {{}}"}
+        )
 
     def size(self, width: int, height: int = 900) -> None:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
@@ -130,16 +163,31 @@ class Browser:
         for entry in self.driver.get_log("performance"):
             message = json.loads(entry["message"])["message"]
             if message["method"] == "Network.requestWillBeSent":
-                requests[message["params"]["requestId"]] = {"url": message["params"]["request"]["url"]}
-            elif message["method"] == "Network.responseReceived" and message["params"]["requestId"] in requests:
-                requests[message["params"]["requestId"]]["status"] = message["params"]["response"]["status"]
-        return [r for r in requests.values() if not r["url"].startswith(("data:", "blob:", "about:"))]
+                requests[message["params"]["requestId"]] = {
+                    "url": message["params"]["request"]["url"]
+                }
+            elif (
+                message["method"] == "Network.responseReceived"
+                and message["params"]["requestId"] in requests
+            ):
+                requests[message["params"]["requestId"]]["status"] = message["params"]["response"][
+                    "status"
+                ]
+        return [
+            r for r in requests.values() if not r["url"].startswith(("data:", "blob:", "about:"))
+        ]
 
     def theme(self, name: str) -> None:
-        self.run(f"document.documentElement.dataset.theme = document.documentElement.dataset.mode = '{name}'")
+        self.run(
+            f"document.documentElement.dataset.theme = document.documentElement.dataset.mode = '{name}'"
+        )
 
     def errors(self) -> list[str]:
-        return [e["message"] for e in self.driver.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
+        return [
+            e["message"]
+            for e in self.driver.get_log("browser")
+            if e["level"] in ("SEVERE", "WARNING")
+        ]
 
     def thin(self) -> None:
         """Keep three of each kind of code token and of formula, since axe looks at the colours of every single one: equal class, equal colours."""
@@ -155,10 +203,18 @@ class Browser:
         """Violations as readable lines."""
         if not self.run("return !!window.axe"):
             self.run(axe_source())
-        options = {"resultTypes": ["violations"], "preload": False}  # preloading asks for style sheets at wrong addresses
-        options |= {"runOnly": {"type": "rule", "values": rules}} if rules else {"rules": {"label-content-name-mismatch": {"enabled": True}}}
+        options = {
+            "resultTypes": ["violations"],
+            "preload": False,
+        }  # preloading asks for style sheets at wrong addresses
+        options |= (
+            {"runOnly": {"type": "rule", "values": rules}}
+            if rules
+            else {"rules": {"label-content-name-mismatch": {"enabled": True}}}
+        )
         found = self.driver.execute_async_script(
-            "const [options, done] = arguments; axe.run(document, options).then((r) => done(r.violations), (e) => done([{id: String(e), nodes: []}]))", options
+            "const [options, done] = arguments; axe.run(document, options).then((r) => done(r.violations), (e) => done([{id: String(e), nodes: []}]))",
+            options,
         )
         return [
             f"{v['id']}: {n['html'][:160]} — {' '.join(n['failureSummary'].split())[:160]}"
@@ -187,7 +243,11 @@ def browser(book, tmp_path_factory):
 def weight(path: Path) -> int:
     """Bytes on the wire: texts gzipped, the rest as it is."""
     data = path.read_bytes()
-    return len(gzip.compress(data, 6)) if path.suffix in (".html", ".css", ".js", ".svg", ".json") else len(data)
+    return (
+        len(gzip.compress(data, 6))
+        if path.suffix in (".html", ".css", ".js", ".svg", ".json")
+        else len(data)
+    )
 
 
 def weights(root: Path, page: str, base: str, requests: list[dict]) -> tuple[int, int]:
@@ -196,9 +256,15 @@ def weights(root: Path, page: str, base: str, requests: list[dict]) -> tuple[int
     Pictures inside the page (`data:`) count as part of it.
     """
     text = (root / f"{page}.html").read_text(encoding="utf-8")
-    figures = {(root / page).parent / src for src in re.findall(r'<img[^>]* src="([^":]+)"', text) if "/_static/" not in src}
+    figures = {
+        (root / page).parent / src
+        for src in re.findall(r'<img[^>]* src="([^":]+)"', text)
+        if "/_static/" not in src
+    }
     files = {root / r["url"].removeprefix(base).split("?")[0].split("#")[0] for r in requests}
-    return sum(weight(f) for f in files if f.parent.name != "_images"), sum(map(weight, {f.resolve() for f in figures}))
+    return sum(weight(f) for f in files if f.parent.name != "_images"), sum(
+        map(weight, {f.resolve() for f in figures})
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -210,7 +276,11 @@ def test_page(browser, book, page):
         requests = browser.open(page)
         foreign = [r["url"] for r in requests if not r["url"].startswith(browser.base)]
         assert not foreign, f"asks somebody else: {foreign}"
-        missing = [r["url"] for r in requests if r.get("status", 200) >= 400 and not r["url"].endswith("/favicon.ico")]
+        missing = [
+            r["url"]
+            for r in requests
+            if r.get("status", 200) >= 400 and not r["url"].endswith("/favicon.ico")
+        ]
         assert not missing, f"not found: {missing}"
         assert browser.errors() == []
         check_look(browser)
@@ -219,7 +289,9 @@ def test_page(browser, book, page):
         assert figures <= BUDGET_FIGURES, f"{figures:,} bytes of figures"
         for size in (320, 360, 390) if width == 390 else ():
             browser.size(size)
-            assert browser.run("return document.documentElement.scrollWidth") <= size, f"scrolls sideways at {size} pixels: {widest(browser, size)}"
+            assert browser.run("return document.documentElement.scrollWidth") <= size, (
+                f"scrolls sideways at {size} pixels: {widest(browser, size)}"
+            )
         browser.thin()
         browser.theme("light")
         assert browser.axe() == []
@@ -250,10 +322,18 @@ def widest(browser, width: int) -> str:
 
 
 def check_images(browser) -> None:
-    images = browser.run("return [...document.querySelectorAll('article img')].map((i) => [i.getAttribute('alt') || '', i.getAttribute('src').slice(0, 80)])")
+    images = browser.run(
+        "return [...document.querySelectorAll('article img')].map((i) => [i.getAttribute('alt') || '', i.getAttribute('src').slice(0, 80)])"
+    )
     for alt, source in images:
-        assert len(alt) in ALT_LENGTH and not alt.startswith(("_images/", "<Figure")) and "/" not in alt.split()[0], f"{source}: alternative text {alt!r}"
-    assert len({alt for alt, _ in images}) == len(images), "two images with the same alternative text"
+        assert (
+            len(alt) in ALT_LENGTH
+            and not alt.startswith(("_images/", "<Figure"))
+            and "/" not in alt.split()[0]
+        ), f"{source}: alternative text {alt!r}"
+    assert len({alt for alt, _ in images}) == len(images), (
+        "two images with the same alternative text"
+    )
 
 
 def test_checks_can_fail(browser):
@@ -267,7 +347,9 @@ def test_checks_can_fail(browser):
     )
     found = " ".join(browser.axe())
     assert "color-contrast" in found and "button-name" in found
-    assert browser.run("return document.documentElement.scrollWidth") > 390 and "wide" in widest(browser, 390)
+    assert browser.run("return document.documentElement.scrollWidth") > 390 and "wide" in widest(
+        browser, 390
+    )
     with pytest.raises(AssertionError, match="alternative text"):
         check_images(browser)
     assert any("nobody.invalid" in error for error in browser.errors())
@@ -278,8 +360,17 @@ def test_contents_agree_with_the_catalogue():
     from refimpl.catalogue import PAPERS, PARTS
 
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))
-    listed = {c["file"]: [s["file"] for s in c.get("sections", [])] for c in toc["parts"][0]["chapters"]}
-    wanted = {f"book/parts/{part}": [f"notebooks/{p.stem}" for p in PAPERS.values() if p.part == part and p.chapter] for part in PARTS}
+    listed = {
+        c["file"]: [s["file"] for s in c.get("sections", [])] for c in toc["parts"][0]["chapters"]
+    }
+    wanted = {
+        f"book/parts/{part}": [
+            f"notebooks/{p.stem}"
+            for p in PAPERS.values()
+            if p.part == part and (ROOT / "notebooks" / f"{p.stem}.ipynb").exists()
+        ]
+        for part in PARTS
+    }
     assert listed == wanted, "book/_toc.yml and `chapter=True` in refimpl/catalogue.py disagree"
 
 
@@ -288,11 +379,21 @@ def test_chapter_has_its_buttons(browser, page):
     browser.size(1280)
     browser.open(page)
     stem = page.removeprefix("notebooks/")
-    links = browser.run("return [...document.querySelectorAll('.header-article-items a')].map((a) => a.href)")
-    assert any(re.fullmatch(rf"https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/main/notebooks/{stem}\.ipynb", url) for url in links), links
+    links = browser.run(
+        "return [...document.querySelectorAll('.header-article-items a')].map((a) => a.href)"
+    )
+    assert any(
+        re.fullmatch(
+            rf"https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/main/notebooks/{stem}\.ipynb",
+            url,
+        )
+        for url in links
+    ), links
     assert any(url.endswith(f"/_sources/notebooks/{stem}.ipynb") for url in links), links
     assert any(re.search(rf"github\.com/.+/notebooks/{stem}\.ipynb", url) for url in links), links
-    evidence = browser.run("return [...document.querySelectorAll('.evidence a')].map((a) => a.getAttribute('href'))")
+    evidence = browser.run(
+        "return [...document.querySelectorAll('.evidence a')].map((a) => a.getAttribute('href'))"
+    )
     assert any(f"refimpl.papers.{stem}" in url for url in evidence)
 
 
@@ -306,12 +407,16 @@ def test_attention_explorers_answer(browser, page):
     browser.open(page)
     pads = browser.driver.find_elements("css selector", ".attention-explorer .ax-pad")
     for i, pad in enumerate(pads):
-        said = f"return document.querySelectorAll('.attention-explorer .ax-summary')[{i}].textContent"
+        said = (
+            f"return document.querySelectorAll('.attention-explorer .ax-summary')[{i}].textContent"
+        )
         browser.run("arguments[0].scrollIntoView({block: 'center'})", pad)
         before = browser.run(said)
         ActionChains(browser.driver).move_to_element_with_offset(pad, -60, -60).perform()
         hovered = browser.run(said)
-        pad.find_element("xpath", "self::*[@tabindex] | .//*[@tabindex]").send_keys(Keys.ARROW_RIGHT, Keys.ARROW_DOWN)
+        pad.find_element("xpath", "self::*[@tabindex] | .//*[@tabindex]").send_keys(
+            Keys.ARROW_RIGHT, Keys.ARROW_DOWN
+        )
         assert before != hovered != browser.run(said)
 
 
@@ -323,7 +428,9 @@ def test_search_finds_every_chapter(browser):
     for page in CHAPTERS:
         browser.open("search", f"?q={page.removeprefix('notebooks/')}")
         wanted = f"return [...document.querySelectorAll('#search-results a')].some((a) => a.href.includes('{page}.html'))"
-        WebDriverWait(browser.driver, 10).until(lambda _, wanted=wanted: browser.run(wanted), f"search does not find {page}")
+        WebDriverWait(browser.driver, 10).until(
+            lambda _, wanted=wanted: browser.run(wanted), f"search does not find {page}"
+        )
 
 
 @pytest.fixture
@@ -347,10 +454,17 @@ def column(browser, name: str) -> list[str]:
 def test_speeds_sort_by_keyboard(explorer):
     from selenium.webdriver.common.keys import Keys
 
-    button = explorer.driver.find_element("xpath", "//table[contains(@class,'explorer')]//th/button[text()='Latency']")
+    button = explorer.driver.find_element(
+        "xpath", "//table[contains(@class,'explorer')]//th/button[text()='Latency']"
+    )
     for key, state, reverse in ((Keys.ENTER, "ascending", False), (Keys.SPACE, "descending", True)):
         button.send_keys(key)
-        assert explorer.run("return document.querySelector('table.explorer th[aria-sort]:not([aria-sort=none])').getAttribute('aria-sort')") == state
+        assert (
+            explorer.run(
+                "return document.querySelector('table.explorer th[aria-sort]:not([aria-sort=none])').getAttribute('aria-sort')"
+            )
+            == state
+        )
         values = [float(v) for v in column(explorer, "Latency")]
         assert values == sorted(values, reverse=reverse) and len(set(values)) > 1
     assert explorer.axe() == []
@@ -360,8 +474,12 @@ def test_speeds_filter_select_and_remember(explorer):
     field = explorer.driver.find_element("css selector", ".explorer-controls input[type=search]")
     first = column(explorer, "Model")[0]
     field.send_keys(first)
-    assert len(column(explorer, "Model")) >= 1 and all(first in name for name in column(explorer, "Model"))
-    tick = explorer.driver.find_element("css selector", "table.explorer tbody tr:not([hidden]) input")
+    assert len(column(explorer, "Model")) >= 1 and all(
+        first in name for name in column(explorer, "Model")
+    )
+    tick = explorer.driver.find_element(
+        "css selector", "table.explorer tbody tr:not([hidden]) input"
+    )
     tick.click()
     only = explorer.driver.find_element("css selector", ".explorer-controls label.tick input")
     only.click()
@@ -369,13 +487,18 @@ def test_speeds_filter_select_and_remember(explorer):
     address = explorer.run("return location.hash")
     explorer.open("book/speed", address)
     assert column(explorer, "Model") == [first]
-    assert explorer.run("return document.querySelector('table.explorer tbody tr:not([hidden]) input').checked")
+    assert explorer.run(
+        "return document.querySelector('table.explorer tbody tr:not([hidden]) input').checked"
+    )
 
 
 def test_certificates_count_a_model_s_own_cases(explorer):
     """`base_plus` is no certificate of `base`, and a case named after timm's model counts for ours."""
     cases = dict(zip(column(explorer, "Model"), column(explorer, "Certificate"), strict=True))
-    assert {name: cases[name] for name in ("convit_base", "convit_tiny", "deit_tiny", "deit_tiny_distilled")} == {
+    assert {
+        name: cases[name]
+        for name in ("convit_base", "convit_tiny", "deit_tiny", "deit_tiny_distilled")
+    } == {
         "convit_base": "1",
         "convit_tiny": "3",
         "deit_tiny": "2",
@@ -389,12 +512,16 @@ def test_speeds_download(explorer):
            URL.createObjectURL = (blob) => { blob.text().then((text) => saved.push(text)); return '#'; }"""
     )
     for text in ("CSV", "JSON"):
-        explorer.driver.find_element("xpath", f"//div[contains(@class,'explorer-controls')]//button[text()='{text}']").click()
+        explorer.driver.find_element(
+            "xpath", f"//div[contains(@class,'explorer-controls')]//button[text()='{text}']"
+        ).click()
     csv, data = explorer.driver.execute_async_script(
         "const done = arguments[0]; const wait = () => saved.length < 2 ? setTimeout(wait, 20) : done(saved); wait()"
     )
     rows = json.loads(data)["models"]
-    assert explorer.run("return document.querySelector('.explorer-box').dataset.name") == "cpu"  # the file's name, and the address's
+    assert (
+        explorer.run("return document.querySelector('.explorer-box').dataset.name") == "cpu"
+    )  # the file's name, and the address's
     assert len(csv.strip().splitlines()) == len(rows) + 1 == len(column(explorer, "Model")) + 1
     assert csv.startswith("name,") and rows[0]["seconds"] > 0
 
@@ -411,10 +538,17 @@ def test_chart_of_speeds_answers_pointer_and_keys(explorer):
     one = status()
     svg.send_keys(Keys.ARROW_RIGHT)
     assert " ms," in one and " ms," in status() and status() != one
-    assert explorer.run("return document.querySelectorAll('.explorer-chart .point.pointed').length") == 1
+    assert (
+        explorer.run("return document.querySelectorAll('.explorer-chart .point.pointed').length")
+        == 1
+    )
     circle = explorer.driver.find_elements("css selector", ".explorer-chart circle[data-i]")[-1]
     ActionChains(explorer.driver).move_to_element(circle).perform()
-    assert status() != one and explorer.run("return document.querySelectorAll('table.explorer tr.pointed').length") == 1
+    assert (
+        status() != one
+        and explorer.run("return document.querySelectorAll('table.explorer tr.pointed').length")
+        == 1
+    )
     svg = explorer.driver.find_element("css selector", ".explorer-chart svg")
     svg.send_keys(Keys.ARROW_LEFT, Keys.ENTER)
     assert explorer.run("return document.querySelectorAll('table.explorer tr.picked').length") == 1
@@ -439,8 +573,15 @@ def test_atlases_sort_by_keyboard(browser, page):
     value = "const raw = r.cells[1].dataset.value ?? r.cells[1].textContent; return raw === '–' ? NaN : Number(raw)"
     for key, state, reverse in ((Keys.ENTER, "ascending", False), (Keys.SPACE, "descending", True)):
         buttons[1].send_keys(key)
-        assert browser.run("return document.querySelectorAll('table.sortable th')[1].getAttribute('aria-sort')") == state
-        values = browser.run(f"return [...document.querySelectorAll('table.sortable tbody tr')].map((r) => {{ {value} }})")
+        assert (
+            browser.run(
+                "return document.querySelectorAll('table.sortable th')[1].getAttribute('aria-sort')"
+            )
+            == state
+        )
+        values = browser.run(
+            f"return [...document.querySelectorAll('table.sortable tbody tr')].map((r) => {{ {value} }})"
+        )
         assert values == sorted(values, reverse=reverse)
     assert browser.axe() == []
 
@@ -463,7 +604,17 @@ def test_no_page_is_an_orphan(book):
 def test_mathematics_is_set(book):
     """KaTeX ran at build time, with MathML for screen readers, in the version of its style sheet."""
     text = (book / "book" / "check.html").read_text(encoding="utf-8")
-    assert text.count('class="katex"') >= 5 and "<math" in text and "\\mathcal" not in re.sub(r"<annotation.*?</annotation>", "", text)
-    script = Path(importlib.util.find_spec("sphinxcontrib.katex").origin).with_name("katex.min.js").read_text(encoding="utf-8")
+    assert (
+        text.count('class="katex"') >= 5
+        and "<math" in text
+        and "\\mathcal" not in re.sub(r"<annotation.*?</annotation>", "", text)
+    )
+    script = (
+        Path(importlib.util.find_spec("sphinxcontrib.katex").origin)
+        .with_name("katex.min.js")
+        .read_text(encoding="utf-8")
+    )
     version = re.search(r'version:"([\d.]+)"', script)[1]
-    assert f'content:"{version}"' in (book / "_static" / "katex" / "katex.min.css").read_text(encoding="utf-8")
+    assert f'content:"{version}"' in (book / "_static" / "katex" / "katex.min.css").read_text(
+        encoding="utf-8"
+    )

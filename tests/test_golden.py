@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import refimpl
-from refimpl.lab import golden
+from refimpl import golden
 
 CASE = golden.load("efficientvit", "m0")
 
@@ -31,7 +31,9 @@ def test_the_rule_depends_on_name_and_salt_alone():
     assert not np.array_equal(a, golden.values("y.weight", (5,)))
     assert not np.array_equal(a, golden.values("x.weight", (5,), "salt"))
     # the name seeds the generator
-    assert float(a[0]) == pytest.approx(np.random.default_rng(zlib.crc32(b"x.weight")).uniform(0.5, 1.5, 5)[0])
+    assert float(a[0]) == pytest.approx(
+        np.random.default_rng(zlib.crc32(b"x.weight")).uniform(0.5, 1.5, 5)[0]
+    )
 
 
 def test_special_fill_and_kept_tensors():
@@ -80,7 +82,9 @@ def drop_pixel(model):
     model.patch_embed[0].conv.weight.data[0, 0, 0, 0] = 0
 
 
-@pytest.mark.parametrize("spoil", [scale_attention, scale_kernel, swap_heads, drop_pixel], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "spoil", [scale_attention, scale_kernel, swap_heads, drop_pixel], ids=lambda f: f.__name__
+)
 def test_a_constant_off_by_one_per_cent_turns_it_red(spoil):
     assert certificate() < 1e-5
     with pytest.raises(AssertionError, match="deviates"):
@@ -110,4 +114,7 @@ def test_unknown_cases_say_what_there_is(tmp_path):
 def test_every_recorded_case_is_tested(stem):
     """No folder of official figures without a test module that reads it."""
     tests = golden.FOLDER.parent
-    assert any(f'"{stem}"' in path.read_text() and "official_case" in path.read_text() for path in tests.glob("*/test_*.py"))
+    assert any(
+        f'"{stem}"' in path.read_text() and "official_case" in path.read_text()
+        for path in tests.glob("*/test_*.py")
+    )

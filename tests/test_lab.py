@@ -14,14 +14,17 @@ from torch import nn
 import refimpl
 from refimpl import layers
 from refimpl.catalogue import Claim, Paper
-from refimpl.lab import claims, data, freshness, measure, show, train
+from refimpl.chapter import claims, freshness, show
+from refimpl.lab import data, measure, train
 
 
 @pytest.fixture
 def published(monkeypatch):
     """Everything that is displayed, as (data, metadata)."""
     shown = []
-    monkeypatch.setattr(show, "publish", lambda bundle, metadata=None: shown.append((bundle, metadata or {})))
+    monkeypatch.setattr(
+        show, "publish", lambda bundle, metadata=None: shown.append((bundle, metadata or {}))
+    )
     return shown
 
 
@@ -53,7 +56,9 @@ def test_source_is_the_files_own(published):
     show.show_source(layers.Mlp, layers.Mlp.forward)
     text = published[0][0]["text/markdown"]
     assert "Source: refimpl/layers.py, line " in text and "Two linear layers" in text
-    assert text.count("return self.fc2(self.act(self.fc1(x)))") == 2 and text.count("```python") == 2
+    assert (
+        text.count("return self.fc2(self.act(self.fc1(x)))") == 2 and text.count("```python") == 2
+    )
     line = int(text.split("line ")[1].split("\n")[0])
     with open(layers.__file__, encoding="utf-8") as file:
         assert file.readlines()[line - 1].startswith("class Mlp")
@@ -77,10 +82,24 @@ def test_source_refuses_what_has_none(thing):
 
 
 def test_table_is_accessible_and_escapes(published):
-    show.table([{"Model": "a<b", "Parameters": 3, "Note": "`x` & y"}, {"Model": "c", "Parameters": 12, "Note": ""}], "Two <models>")
+    show.table(
+        [
+            {"Model": "a<b", "Parameters": 3, "Note": "`x` & y"},
+            {"Model": "c", "Parameters": 12, "Note": ""},
+        ],
+        "Two <models>",
+    )
     html = published[0][0]["text/html"]
-    assert html.count('scope="col"') == 3 and html.count('scope="row"') == 2 and "<caption>Two &lt;models&gt;</caption>" in html
-    assert "a&lt;b" in html and "<code>x</code> &amp; y" in html and 'data-column="Parameters" class="lab-number"' in html
+    assert (
+        html.count('scope="col"') == 3
+        and html.count('scope="row"') == 2
+        and "<caption>Two &lt;models&gt;</caption>" in html
+    )
+    assert (
+        "a&lt;b" in html
+        and "<code>x</code> &amp; y" in html
+        and 'data-column="Parameters" class="lab-number"' in html
+    )
     assert "Parameters" in published[0][0]["text/plain"]
     with pytest.raises(ValueError, match="row 1"):
         show.table([{"a": 1}, {"b": 2}])
@@ -105,7 +124,14 @@ def paper(monkeypatch):
         claims=(
             Claim("madeup.1", "The counts are equal.", "22,058", "identity"),
             Claim("madeup.2", "It learns faster.", "2×", "miniature"),
-            Claim("madeup.3", "It is fast on a phone.", "1.6 ms", "out_of_reach", needs="a phone", command="python -m bench"),
+            Claim(
+                "madeup.3",
+                "It is fast on a phone.",
+                "1.6 ms",
+                "out_of_reach",
+                needs="a phone",
+                command="python -m bench",
+            ),
         ),
     )
     monkeypatch.setitem(refimpl.catalogue.PAPERS, "madeup", made)
@@ -124,7 +150,11 @@ def test_claims_table(paper, published):
     rows = metadata["refimpl"]["claims"]
     assert [r["id"] for r in rows] == [c.id for c in paper.claims]
     assert [r["verdict"] for r in rows] == ["supports", "contradicts", "not tested here"]
-    assert "a phone" in rows[2]["why"] and "python -m bench" in rows[2]["why"] and rows[0]["reported"] == "22,058"
+    assert (
+        "a phone" in rows[2]["why"]
+        and "python -m bench" in rows[2]["why"]
+        and rows[0]["reported"] == "22,058"
+    )
     assert "✗ contradicts" in bundle["text/html"] and "too small a model" in bundle["text/plain"]
 
 
@@ -157,7 +187,11 @@ def test_claims_of_an_unknown_paper():
 def test_stamp_turns_stale_with_any_source(paper, published, tmp_path):
     freshness.stamp("madeup")
     record = published[0][1]["refimpl"]["stamp"]
-    assert "refimpl/layers.py" in record["files"] and "refimpl/catalogue.py" not in record["files"] and record["files"] == sorted(record["files"])
+    assert (
+        "refimpl/layers.py" in record["files"]
+        and "refimpl/catalogue.py" not in record["files"]
+        and record["files"] == sorted(record["files"])
+    )
     assert not freshness.stale(record)
     root = freshness.PACKAGE.parent
     for name in record["files"]:
@@ -175,7 +209,11 @@ def test_stamp_turns_stale_with_any_source(paper, published, tmp_path):
 
 def test_stamp_covers_the_papers_own_entry(paper, monkeypatch):
     before = freshness.digest(["refimpl/layers.py"], "madeup")
-    monkeypatch.setitem(refimpl.catalogue.PAPERS, "madeup", Paper("madeup", "MadeUp", "Another title", "A", "V", 2024, "attention", "idea"))
+    monkeypatch.setitem(
+        refimpl.catalogue.PAPERS,
+        "madeup",
+        Paper("madeup", "MadeUp", "Another title", "A", "V", 2024, "idea"),
+    )
     assert freshness.digest(["refimpl/layers.py"], "madeup") != before
     with pytest.raises(ValueError, match="nosuch"):
         freshness.digest([], "nosuch")
@@ -197,14 +235,20 @@ LOADERS = {
 def test_loader(name):
     load, shape, classes, count = LOADERS[name]
     one, other = load(0), load(1)
-    assert one.images.shape == (count, *shape) and one.images.dtype == torch.float32 and one.images.isfinite().all()
+    assert (
+        one.images.shape == (count, *shape)
+        and one.images.dtype == torch.float32
+        and one.images.isfinite().all()
+    )
     assert len(one.classes) == classes and len(one.labels) == count and one.source
     both = torch.cat([one.train, one.test])
     assert len(both.unique()) == len(both) == count and len(one.test) > 0
     assert len(one.train_images) == len(one.train_labels) == len(one.train)
     if name != "far_pairs":
         assert one.images.min() >= 0 and one.images.max() <= 1
-    assert not (torch.equal(one.images, other.images) and torch.equal(one.test, other.test)), "another seed gives another set or split"
+    assert not (torch.equal(one.images, other.images) and torch.equal(one.test, other.test)), (
+        "another seed gives another set or split"
+    )
     if one.labels.dim() == 1:
         assert one.labels.unique().tolist() == list(range(classes))
     assert str(len(one.test)) in repr(one)
@@ -219,7 +263,10 @@ def test_loaders_repeat():
 
 def test_far_pairs_are_far_and_balanced():
     pairs = data.far_pairs(32, 400, 0, noise=0.0)
-    corners = pairs.images[:, 0, :6, :6].sum((1, 2)).sign(), pairs.images[:, 0, -6:, -6:].sum((1, 2)).sign()
+    corners = (
+        pairs.images[:, 0, :6, :6].sum((1, 2)).sign(),
+        pairs.images[:, 0, -6:, -6:].sum((1, 2)).sign(),
+    )
     assert torch.equal((corners[0] == corners[1]).long(), pairs.labels)
     assert (pairs.images[:, 0, 8:24, 8:24] == 0).all() and 0.4 < pairs.labels.float().mean() < 0.6
 
@@ -235,11 +282,24 @@ def test_scenes_label_every_pixel():
 def test_photos():
     for name in data.PHOTOS | data.TEXTURES:
         image = data.photo(name, 32)
-        assert image.shape == (3, 32, 32) and image.min() >= 0 and image.max() <= 1 and image.std() > 0.02
+        assert (
+            image.shape == (3, 32, 32)
+            and image.min() >= 0
+            and image.max() <= 1
+            and image.std() > 0.02
+        )
     assert data.photo("coffee", None).shape == (3, 400, 600)
-    assert torch.allclose(data.unnormalise(data.photo("chelsea", 32, normalise=True)), data.photo("chelsea", 32), atol=1e-6)
+    assert torch.allclose(
+        data.unnormalise(data.photo("chelsea", 32, normalise=True)),
+        data.photo("chelsea", 32),
+        atol=1e-6,
+    )
     left, right, disparity = data.stereo(200)
-    assert left.shape == right.shape == (3, *disparity.shape) and disparity.shape[1] == 200 and disparity.nanmedian() > 1
+    assert (
+        left.shape == right.shape == (3, *disparity.shape)
+        and disparity.shape[1] == 200
+        and disparity.nanmedian() > 1
+    )
 
 
 def test_text_corpus():
@@ -249,7 +309,9 @@ def test_text_corpus():
 
 def test_subset():
     small = data.digits().subset(5)
-    assert torch.bincount(small.train_labels).tolist() == [5] * 10 and torch.equal(small.test, data.digits().test)
+    assert torch.bincount(small.train_labels).tolist() == [5] * 10 and torch.equal(
+        small.test, data.digits().test
+    )
     with pytest.raises(ValueError, match="per_class=5000"):
         data.digits().subset(5000)
 
@@ -281,7 +343,9 @@ def test_data_refuses(call):
 
 def small_net(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Dropout(0.1), nn.Linear(24, 10))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Dropout(0.1), nn.Linear(24, 10)
+    )
 
 
 def test_fit_learns_and_repeats_bit_for_bit():
@@ -289,14 +353,34 @@ def test_fit_learns_and_repeats_bit_for_bit():
     for _ in range(2):
         net = small_net()
         torch.manual_seed(99)
-        history = train.fit(net, data.digits(), steps=120, lr=1e-2, seed=4, eval_every=50, label="small", device="cpu")
+        history = train.fit(
+            net,
+            data.digits(),
+            steps=120,
+            lr=1e-2,
+            seed=4,
+            eval_every=50,
+            label="small",
+            device="cpu",
+        )
         runs.append((history, [p.clone() for p in net.parameters()], torch.rand(1).item()))
     (first, weights, after), (second, again, _) = runs
-    assert first.loss == second.loss and first.score == second.score and all(map(torch.equal, weights, again))
+    assert (
+        first.loss == second.loss
+        and first.score == second.score
+        and all(map(torch.equal, weights, again))
+    )
     torch.manual_seed(99)
     assert after == torch.rand(1).item(), "the global random state is left alone"
-    assert first.steps == [50, 100, 120] and len(first.loss) == 120 and first.final > 0.85 and not net.training
-    assert first.smooth(10)[-1] == pytest.approx(np.mean(first.loss[-10:])) and "120 steps" in repr(first)
+    assert (
+        first.steps == [50, 100, 120]
+        and len(first.loss) == 120
+        and first.final > 0.85
+        and not net.training
+    )
+    assert first.smooth(10)[-1] == pytest.approx(np.mean(first.loss[-10:])) and "120 steps" in repr(
+        first
+    )
 
 
 def test_seed_orders_the_batches():
@@ -315,24 +399,39 @@ def test_fit_counts_epochs_and_takes_own_loss():
         seen.append(len(images))
         return train.standard_loss(model, images, labels)
 
-    history = train.fit(small_net(), data.digits(), epochs=2, batch_size=100, loss=loss, device="cpu")
+    history = train.fit(
+        small_net(), data.digits(), epochs=2, batch_size=100, loss=loss, device="cpu"
+    )
     assert len(history.loss) == 2 * (1348 // 100) and set(seen) == {100}
 
 
 def test_fit_scores_many_labels():
     scenes = data.scenes(4, 32).crops(16, 40)
     torch.manual_seed(0)
-    history = train.fit(nn.Sequential(nn.Flatten(), nn.Linear(768, 6)), scenes, steps=2, batch_size=8, device="cpu")
+    history = train.fit(
+        nn.Sequential(nn.Flatten(), nn.Linear(768, 6)), scenes, steps=2, batch_size=8, device="cpu"
+    )
     assert 0 <= history.final <= 1
-    pixels = train.standard_metric(torch.eye(3)[None].expand(2, 3, 3).transpose(1, 2), torch.tensor([[0, 1, 2], [0, 0, 0]]))
+    pixels = train.standard_metric(
+        torch.eye(3)[None].expand(2, 3, 3).transpose(1, 2), torch.tensor([[0, 1, 2], [0, 0, 0]])
+    )
     assert torch.allclose(pixels, torch.tensor([1, 1 / 3]))
 
 
 def test_schedule_and_decay():
     factors = [train.factor(step, 100, 0.1) for step in range(100)]
-    assert max(factors) == factors[10] == 1 and factors[0] < 0.1 and factors[-1] < 1e-2 and factors[11:] == sorted(factors[11:], reverse=True)
+    assert (
+        max(factors) == factors[10] == 1
+        and factors[0] < 0.1
+        and factors[-1] < 1e-2
+        and factors[11:] == sorted(factors[11:], reverse=True)
+    )
     decayed, free = train.parameter_groups(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), 0.1)
-    assert [p.dim() for p in decayed["params"]] == [2] and len(free["params"]) == 3 and free["weight_decay"] == 0
+    assert (
+        [p.dim() for p in decayed["params"]] == [2]
+        and len(free["params"]) == 3
+        and free["weight_decay"] == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -361,15 +460,18 @@ def test_fit_refuses(change, message):
 class Attention(nn.Module):
     def __init__(self):
         super().__init__()
-        self.attend = layers.Attend()
+        self.probe = layers.Probe()
 
     def forward(self, q):
-        return self.attend(q, q, q)
+        return layers.attention(q, q, q)
 
 
 def test_macs():
     assert measure.macs(nn.Linear(5, 7), torch.zeros(3, 5)) == 3 * 5 * 7
-    assert measure.macs(nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.zeros(2, 3, 6, 6)) == 2 * 6 * 6 * 8 * 3 * 9
+    assert (
+        measure.macs(nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.zeros(2, 3, 6, 6))
+        == 2 * 6 * 6 * 8 * 3 * 9
+    )
     q = torch.zeros(2, 3, 10, 16)
     assert measure.macs(Attention(), q) == 2 * 3 * 10 * 10 * (16 + 16)
     assert measure.macs(Attention(), q, attention=False) == 0
@@ -401,19 +503,32 @@ def test_peak_memory_counts_what_lives():
 
 def test_compare():
     a = torch.zeros(8)
-    found = measure.compare({"one": lambda: a + 1, "two": lambda: (a + 1) + 1}, rounds=3, min_time=0)
-    assert found["one"].ratio == 1 and found["two"].low <= found["two"].median <= found["two"].high and found["two"].iqr >= 0
+    found = measure.compare(
+        {"one": lambda: a + 1, "two": lambda: (a + 1) + 1}, rounds=3, min_time=0
+    )
+    assert (
+        found["one"].ratio == 1
+        and found["two"].low <= found["two"].median <= found["two"].high
+        and found["two"].iqr >= 0
+    )
     assert "Form" in repr(found) and "3 rounds" in found._repr_html_()
     with pytest.raises(ValueError, match="'one', 'two'"):
         found["three"]
-    for forms, options in (({}, {}), ({"a": 3}, {}), ({"a": int}, {"rounds": 1}), ({"a": int}, {"threads": 0})):
+    for forms, options in (
+        ({}, {}),
+        ({"a": 3}, {}),
+        ({"a": int}, {"rounds": 1}),
+        ({"a": int}, {"threads": 0}),
+    ):
         with pytest.raises(ValueError, match="compare"):
             measure.compare(forms, **options)
 
 
 def test_processor_time_leaves_waiting_out():
     waiting = measure.compare({"wait": lambda: time.sleep(0.02)}, rounds=3, min_time=0)
-    working = measure.compare({"wait": lambda: time.sleep(0.02)}, rounds=3, min_time=0, processor_time=True)
+    working = measure.compare(
+        {"wait": lambda: time.sleep(0.02)}, rounds=3, min_time=0, processor_time=True
+    )
     assert waiting["wait"].median > 0.015 > working["wait"].median
     assert "Processor time" in working.caption() and "Processor" not in waiting.caption()
 
@@ -421,26 +536,44 @@ def test_processor_time_leaves_waiting_out():
 def test_operator_times(capfd):
     x = torch.randn(64, 64)
     times = measure.operator_times(lambda: (x @ x).softmax(-1).t().contiguous() + 1, rounds=3)
-    assert {"aten::mm", "aten::_softmax"} <= times.keys() and list(times.values()) == sorted(times.values(), reverse=True)
+    assert {"aten::mm", "aten::_softmax"} <= times.keys() and list(times.values()) == sorted(
+        times.values(), reverse=True
+    )
     kinds = measure.by_kind(times)
     assert {"matrix product", "softmax", "copies and reshapes", "element-wise"} == kinds.keys()
     assert sum(kinds.values()) == pytest.approx(sum(times.values()))
     assert capfd.readouterr().err == "", "the profiler's own lines would end up in a stored chapter"
-    assert measure.by_kind({"aten::tanh": 1, "aten::t": 2, "aten::to": 4}) == {"copies and reshapes": 6, "element-wise": 1}
-    kinds = measure.by_kind({"aten::native_layer_norm": 1, "aten::mkldnn_convolution": 2, "aten::_scaled_dot_product_flash_attention_for_cpu": 3})
+    assert measure.by_kind({"aten::tanh": 1, "aten::t": 2, "aten::to": 4}) == {
+        "copies and reshapes": 6,
+        "element-wise": 1,
+    }
+    kinds = measure.by_kind(
+        {
+            "aten::native_layer_norm": 1,
+            "aten::mkldnn_convolution": 2,
+            "aten::_scaled_dot_product_flash_attention_for_cpu": 3,
+        }
+    )
     assert kinds == {"attention (fused)": 3, "convolution": 2, "normalisation": 1}
     with pytest.raises(ValueError, match="rounds=0"):
         measure.operator_times(lambda: None, rounds=0)
 
 
 def test_duration_units():
-    assert [measure.duration(s) for s in (2.5, 0.00123, 4.56e-6, 1e-9)] == ["2.5 s", "1.23 ms", "4.56 µs", "0.001 µs"]
+    assert [measure.duration(s) for s in (2.5, 0.00123, 4.56e-6, 1e-9)] == [
+        "2.5 s",
+        "1.23 ms",
+        "4.56 µs",
+        "0.001 µs",
+    ]
 
 
 def test_ceilings_and_machine():
     found = measure.ceilings()
     assert found.gflops > 0 and found.gbs > 0 and found.ridge == found.gflops / found.gbs
-    assert found.limit(found.gflops * 1e9, 1) == pytest.approx(1) and found.limit(1, found.gbs * 2e9) == pytest.approx(2)
+    assert found.limit(found.gflops * 1e9, 1) == pytest.approx(1) and found.limit(
+        1, found.gbs * 2e9
+    ) == pytest.approx(2)
     assert {"name", "cores", "threads", "torch", "date"} <= measure.machine().keys()
 
 
@@ -452,20 +585,26 @@ def test_in_a_notebook(tmp_path):
     nbformat, papermill = pytest.importorskip("nbformat"), pytest.importorskip("papermill")
     cells = [
         "import torch\nfrom torch import nn\nfrom refimpl import lab\nfrom refimpl.viz import charts\nlab.setup(0)",
-        "lab.say('two is **2**')",
+        "chapter.say('two is **2**')",
         "net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\nh = lab.train.fit(net, lab.data.digits(), steps=300, lr=1e-2, label='linear')",
         "charts.image_grid([lab.data.photo(n, 160) for n in lab.data.PHOTOS], columns=4);",
         "def own(x):\n    return x\nlab.show_source(own)",
-        "lab.stamp('efficientvit')",
+        "chapter.stamp('efficientvit')",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     nbformat.write(notebook, tmp_path / "in.ipynb")
     papermill.execute_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb", progress_bar=False)
     outputs = [cell.outputs for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells]
     assert [len(o) for o in outputs] == [0, 1, 1, 1, 1, 1]
     assert outputs[1][0].data["text/markdown"] == "two is **2**"
-    assert outputs[2][0].data.keys() == {"text/plain"} and outputs[2][0].data["text/plain"].startswith("linear: 300 steps in ")
+    assert outputs[2][0].data.keys() == {"text/plain"} and outputs[2][0].data[
+        "text/plain"
+    ].startswith("linear: 300 steps in ")
     assert len(outputs[3][0].data["image/png"]) < 250_000
     assert outputs[4][0].data["text/plain"].startswith("Source: this notebook")
     record = outputs[5][0].metadata["refimpl"]["stamp"]

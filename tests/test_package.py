@@ -10,10 +10,20 @@ import pytest
 import torch
 
 import refimpl
-from refimpl.layers import Attend
+from refimpl.layers import Probe
 from refimpl.viz import attention
 
-HEAVY = ("matplotlib", "sklearn", "skimage", "triton", "scipy", "IPython", "pandas", "timm", "einops")
+HEAVY = (
+    "matplotlib",
+    "sklearn",
+    "skimage",
+    "triton",
+    "scipy",
+    "IPython",
+    "pandas",
+    "timm",
+    "einops",
+)
 
 
 def families() -> dict[str, list[str]]:
@@ -49,13 +59,18 @@ def images_for(model, batch: int = 1):
 
 def test_import_is_light():
     probe = "import sys, torch, time; t = time.perf_counter(); import refimpl; print(time.perf_counter() - t, *(m for m in {!r} if m in sys.modules))"
-    runs = [subprocess.run([sys.executable, "-c", probe.format(HEAVY)], capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", probe.format(HEAVY)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        for _ in range(3)
+    ]
     assert not runs[0][1:], f"import refimpl pulls in {runs[0][1:]}"
     assert min(float(seconds) for seconds, *_ in runs) < 0.2
 
 
 def test_front_door():
-    assert len(refimpl.papers()) == 31
+    assert len(refimpl.list_papers()) == 31
     assert refimpl.paper("efficientvit").name == "EfficientViT"
     assert refimpl.list_models("efficientvit_m*") == [f"efficientvit_m{i}" for i in range(6)]
     assert refimpl.list_models("nothing*") == []
@@ -85,7 +100,9 @@ def test_every_model_has_the_uniform_interface(name):
     assert callable(model.forward_features) and "official" in model.name_maps
     assert variant in sys.modules[module].VARIANTS
     for parameter in inspect.signature(type(model).__init__).parameters.values():
-        assert parameter.kind is not parameter.VAR_KEYWORD, f"{type(model).__name__} swallows unknown arguments"
+        assert parameter.kind is not parameter.VAR_KEYWORD, (
+            f"{type(model).__name__} swallows unknown arguments"
+        )
     with pytest.raises(TypeError):
         on_meta(name, no_such_argument=1)
 
@@ -101,7 +118,10 @@ def test_classes_and_channels_can_be_chosen(stem):
 def test_bad_images_are_refused_with_a_reason(stem):
     model = build(IMAGE_MODELS[stem])
     good = images_for(model)
-    for bad, word in [(good[0], "dimensions"), (good[:, :1].expand(-1, model.in_chans + 1, -1, -1), "channels")]:
+    for bad, word in [
+        (good[0], "dimensions"),
+        (good[:, :1].expand(-1, model.in_chans + 1, -1, -1), "channels"),
+    ]:
         with pytest.raises(ValueError, match=word):
             model(bad)
 
@@ -150,7 +170,9 @@ def test_deployment_form_is_equal_and_leaves_the_model_alone(stem):
     model = build(name)
     if not hasattr(model, "fuse"):
         pytest.skip("nothing to fold")
-    for norm in (m for m in model.modules() if isinstance(m, (torch.nn.BatchNorm2d, torch.nn.BatchNorm1d))):
+    for norm in (
+        m for m in model.modules() if isinstance(m, (torch.nn.BatchNorm2d, torch.nn.BatchNorm1d))
+    ):
         for tensor, low in ((norm.weight, 0.3), (norm.running_var, 0.5)):
             torch.nn.init.uniform_(tensor, low, 1.5 * low)
         torch.nn.init.normal_(norm.running_mean, std=0.1)
@@ -165,7 +187,7 @@ def test_deployment_form_is_equal_and_leaves_the_model_alone(stem):
 @pytest.mark.parametrize("stem", IMAGE_MODELS)
 def test_recording_attention_changes_no_bit(stem):
     model = build(IMAGE_MODELS[stem])
-    layers = [m for m in model.modules() if isinstance(m, Attend)]
+    layers = [m for m in model.modules() if isinstance(m, Probe)]
     if not layers:
         pytest.skip("no attention in this model")
     images = images_for(model, 2)
@@ -175,6 +197,8 @@ def test_recording_attention_changes_no_bit(stem):
             recorded = model(images)
         again = model(images)
     assert torch.equal(plain, recorded) and torch.equal(plain, again)
-    assert len(maps) == len(layers) and all(layer.recorder is None for layer in layers)
+    assert len(maps) == len(layers) and not any(layer._forward_pre_hooks for layer in layers)
     for entry in maps:
-        assert entry.weights.dim() == 4 and (entry.weights.sum(-1) - 1).abs().max() < 1e-5, entry.name
+        assert entry.weights.dim() == 4 and (entry.weights.sum(-1) - 1).abs().max() < 1e-5, (
+            entry.name
+        )

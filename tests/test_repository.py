@@ -24,7 +24,9 @@ CONDA_NAMES = {"pytorch": "torch"}
 
 
 def run(*command: str):
-    result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -37,7 +39,12 @@ def test_format():
 
 
 def test_who_may_import_whom():
-    result = subprocess.run([str(Path(sys.executable).parent / "lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -48,11 +55,27 @@ def split(requirement: str) -> tuple[str, str]:
 
 def test_environment_agrees_with_the_project():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    from_pip = [e for entry in conda if isinstance(entry, dict) for e in entry["pip"] if not e.startswith("--")]
-    have = dict(split(entry) for entry in [*conda, *from_pip] if isinstance(entry, str) and entry != "pip")
+    from_pip = [
+        e
+        for entry in conda
+        if isinstance(entry, dict)
+        for e in entry["pip"]
+        if not e.startswith("--")
+    ]
+    have = dict(
+        split(entry) for entry in [*conda, *from_pip] if isinstance(entry, str) and entry != "pip"
+    )
     python = have.pop("python")
     extras = PROJECT["project"]["optional-dependencies"]
-    wanted = dict(split(r) for r in [*PROJECT["project"]["dependencies"], *extras["chapters"], *extras["book"], *extras["test"]])
+    wanted = dict(
+        split(r)
+        for r in [
+            *PROJECT["project"]["dependencies"],
+            *extras["chapters"],
+            *extras["book"],
+            *extras["test"],
+        ]
+    )
     assert have == wanted
     assert python == PROJECT["project"]["requires-python"]
 
@@ -60,10 +83,20 @@ def test_environment_agrees_with_the_project():
 def test_constraints_satisfy_the_project():
     from packaging.requirements import Requirement
 
-    lines = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        Requirement(line)
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     pins = {re.sub(r"[-_.]+", "-", r.name).lower(): next(iter(r.specifier)).version for r in lines}
     extras = PROJECT["project"]["optional-dependencies"]
-    for requirement in map(Requirement, [*PROJECT["project"]["dependencies"], *(r for e in ("chapters", "book", "test", "gpu") for r in extras[e])]):
+    for requirement in map(
+        Requirement,
+        [
+            *PROJECT["project"]["dependencies"],
+            *(r for e in ("chapters", "book", "test", "gpu") for r in extras[e]),
+        ],
+    ):
         assert pins[requirement.name.lower()] in requirement.specifier, requirement
 
 
@@ -81,13 +114,22 @@ def test_readme_names_files_that_exist():
 
 def test_one_address():
     repo = address.current()
-    assert yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"] == f"https://github.com/{repo}"
+    assert (
+        yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+        == f"https://github.com/{repo}"
+    )
     owner, name = repo.split("/")
     for path in address.holders():
         text = path.read_text(encoding="utf-8")
-        for other in re.findall(r"git\+https://github\.com/([\w.-]+/[\w.-]+?)(?=[\"'\s#@\\]|$)", text):
+        for other in re.findall(
+            r"git\+https://github\.com/([\w.-]+/[\w.-]+?)(?=[\"'\s#@\\]|$)", text
+        ):
             assert other == repo, path
-        for other in re.findall(r"https://([\w-]+\.github\.io/[\w.-]+)", text) if path.suffix != ".md" or path.parent == ROOT else []:
+        for other in (
+            re.findall(r"https://([\w-]+\.github\.io/[\w.-]+)", text)
+            if path.suffix != ".md" or path.parent == ROOT
+            else []
+        ):
             assert other == f"{owner}.github.io/{name}", path
     assert f"github.com/{repo}" in (ROOT / "CITATION.cff").read_text()
 
@@ -112,13 +154,31 @@ def test_the_address_can_be_changed_and_changed_back(tmp_path):
 def test_tree_holds_no_leftovers():
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert not [f for f in files if f.endswith((".pyc", ".pth", ".pt", ".orig", ".log")) or "_build/" in f or f.startswith(".venv")]
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert not [
+        f
+        for f in files
+        if f.endswith((".pyc", ".pth", ".pt", ".orig", ".log"))
+        or "_build/" in f
+        or f.startswith(".venv")
+    ]
     for name in files:
         path = ROOT / name
-        if not path.exists() or name.startswith(("tests/golden/", "book/_static/", "notebooks/")) or path.suffix in (".png", ".svg", ".ico"):
+        if (
+            not path.exists()
+            or name.startswith(("tests/golden/", "book/_static/", "notebooks/"))
+            or path.suffix in (".png", ".svg", ".ico")
+        ):
             continue
         text = path.read_text(encoding="utf-8", errors="ignore")
-        assert not re.search(r"\b(TODO|FIXME|XXX)\b", text) or name.endswith("test_repository.py"), f"{name}: unfinished"
-    large = {f: (ROOT / f).stat().st_size for f in files if (ROOT / f).exists() and (ROOT / f).stat().st_size > 1_500_000}
+        assert not re.search(r"\b(TODO|FIXME|XXX)\b", text) or name.endswith(
+            "test_repository.py"
+        ), f"{name}: unfinished"
+    large = {
+        f: (ROOT / f).stat().st_size
+        for f in files
+        if (ROOT / f).exists() and (ROOT / f).stat().st_size > 1_500_000
+    }
     assert not large, large

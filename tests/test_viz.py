@@ -14,8 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from refimpl.lab import data, golden, measure
-from refimpl.layers import Attend, Layout
+from refimpl import golden
+from refimpl.lab import data, measure
+from refimpl.layers import Layout, Probe, attention_map
+from refimpl.layers import attention as attend
 from refimpl.viz import artifacts, attention, charts, tokens
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -41,10 +43,22 @@ def test_text_can_be_read_in_either_theme():
     assert matplotlib.colors.to_hex(fig.get_facecolor(), keep_alpha=True) == charts.PAPER + "ff"
     for name in ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"):
         assert charts.contrast(matplotlib.rcParams[name], charts.PAPER) >= 4.5, name
-    assert charts.contrast(charts.SOFT, charts.PAPER) >= 4.5 and charts.contrast(charts.INK, charts.WASH) >= 4.5
+    assert (
+        charts.contrast(charts.SOFT, charts.PAPER) >= 4.5
+        and charts.contrast(charts.INK, charts.WASH) >= 4.5
+    )
     assert all(charts.contrast(colour, charts.PAPER) >= 3 for colour in charts.PALETTE)
-    assert min(matplotlib.rcParams[k] for k in ("font.size", "xtick.labelsize", "ytick.labelsize", "legend.fontsize")) >= 11
-    best = max(min(charts.contrast((g, g, g), "#ffffff"), charts.contrast((g, g, g), "#14181e")) for g in np.linspace(0, 1, 256))
+    assert (
+        min(
+            matplotlib.rcParams[k]
+            for k in ("font.size", "xtick.labelsize", "ytick.labelsize", "legend.fontsize")
+        )
+        >= 11
+    )
+    best = max(
+        min(charts.contrast((g, g, g), "#ffffff"), charts.contrast((g, g, g), "#14181e"))
+        for g in np.linspace(0, 1, 256)
+    )
     assert best < 4.5, "a transparent figure with one ink would do after all"
 
 
@@ -53,7 +67,9 @@ def test_dark_twin_keeps_the_contrast():
     assert np.abs(dark(charts.PAPER) - charts.rgb(charts.DARK_PAGE)).max() < 0.01
     assert min(charts.contrast(dark(c), charts.DARK_PAGE) for c in (charts.INK, charts.SOFT)) >= 4.5
     assert min(charts.contrast(dark(c), charts.DARK_PAGE) for c in charts.PALETTE) >= 3
-    assert np.allclose(charts.from_oklab(charts.to_oklab(charts.rgb("#1f91fb"))), charts.rgb("#1f91fb"), atol=1e-6)
+    assert np.allclose(
+        charts.from_oklab(charts.to_oklab(charts.rgb("#1f91fb"))), charts.rgb("#1f91fb"), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("titles", [["one"], ["one\ntwo"], ["one\ntwo\nthree"]])
@@ -64,12 +80,22 @@ def test_boxes_are_where_the_pictures_are(titles, columns):
 
     from PIL import Image
 
-    picture = Image.open(io.BytesIO(charts.png(charts.image_grid([np.full((8, 8), 0.5)] * columns * 2, titles * columns, columns, "gray", (0, 1)))))
+    picture = Image.open(
+        io.BytesIO(
+            charts.png(
+                charts.image_grid(
+                    [np.full((8, 8), 0.5)] * columns * 2, titles * columns, columns, "gray", (0, 1)
+                )
+            )
+        )
+    )
     inside = np.zeros(picture.size[::-1], bool)
     for left, top, right, bottom in json.loads(picture.info["pictures"]):
         inside[top:bottom, left:right] = True
     grey = np.abs(np.asarray(picture.convert("RGB"), float) - 128).max(-1) < 2
-    assert grey.any() and grey[inside].all() and grey[~inside].sum() < 20, "20: pixels of a letter's edge may have this grey too"
+    assert grey.any() and grey[inside].all() and grey[~inside].sum() < 20, (
+        "20: pixels of a letter's edge may have this grey too"
+    )
 
 
 def test_dark_twin_leaves_pictures_alone():
@@ -83,28 +109,49 @@ def test_dark_twin_leaves_pictures_alone():
     charts.bare(ax)
     ax.set_title("black on paper")
     file = charts.png(fig)
-    light, twin = (np.asarray(Image.open(io.BytesIO(f)).convert("RGB"), float) for f in (file, charts.dark_twin(file)))
+    light, twin = (
+        np.asarray(Image.open(io.BytesIO(f)).convert("RGB"), float)
+        for f in (file, charts.dark_twin(file))
+    )
     (left, top, right, bottom) = json.loads(Image.open(io.BytesIO(file)).info["pictures"])[0]
     inside = np.s_[top + 2 : bottom - 2, left + 2 : right - 2]
     assert light.shape == twin.shape and np.array_equal(light[inside], twin[inside])
-    assert {tuple(p) for p in light[inside].reshape(-1, 3)[::7]} == {(0, 0, 0), (255, 255, 255)}, "the box is where the picture is"
+    assert {tuple(p) for p in light[inside].reshape(-1, 3)[::7]} == {(0, 0, 0), (255, 255, 255)}, (
+        "the box is where the picture is"
+    )
     assert np.abs(twin[1, 1] / 255 - charts.rgb(charts.DARK_PAGE)).max() < 0.01
-    assert light[:top].min() < 60 and twin[:top].max() > 190, "the title is dark on paper, light on the dark page"
+    assert light[:top].min() < 60 and twin[:top].max() > 190, (
+        "the title is dark on paper, light on the dark page"
+    )
     plain = io.BytesIO()
     Image.new("RGB", (2, 2)).save(plain, "PNG")
     assert charts.dark_twin(plain.getvalue()) is None
 
 
 def test_contrast_is_wcags():
-    assert charts.contrast("#000000", "#ffffff") == pytest.approx(21) and charts.contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+    assert charts.contrast("#000000", "#ffffff") == pytest.approx(21) and charts.contrast(
+        "#777777", "#ffffff"
+    ) == pytest.approx(4.48, abs=0.01)
 
 
 # Machado, Oliveira, Fernandes 2009: simulation at full severity, in linear RGB.
 DEFICIENCIES = {
     "none": np.eye(3),
-    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
 }
 
 
@@ -114,7 +161,9 @@ def test_palette_is_told_apart(name):
     palette = np.array([matplotlib.colors.to_rgb(c) for c in charts.PALETTE])
     linear = np.where(palette <= 0.04045, palette / 12.92, ((palette + 0.055) / 1.055) ** 2.4)
     seen = (linear @ np.array(DEFICIENCIES[name]).T).clip(0, 1)
-    lab = colour.rgb2lab(np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055))
+    lab = colour.rgb2lab(
+        np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055)
+    )
     distances = colour.deltaE_ciede2000(lab[:, None], lab[None])[np.triu_indices(len(lab), 1)]
     assert distances.min() >= 20, distances.min()
 
@@ -129,13 +178,29 @@ def test_palette_is_told_apart_in_grey():
 def test_every_chart_form_draws():
     rng = np.random.default_rng(0)
     fig, axes = charts.figure(2, 2, height=6)
-    charts.lines(axes[0, 0], range(30), {"a": rng.random(30), "b": rng.random((3, 30))}, xlabel="step", ylabel="loss")
+    charts.lines(
+        axes[0, 0],
+        range(30),
+        {"a": rng.random(30), "b": rng.random((3, 30))},
+        xlabel="step",
+        ylabel="loss",
+    )
     charts.lines(axes[0, 1], range(5), {"a": range(5)}, direct=False)
-    charts.bars(axes[1, 0], {"eager": 1.0, "fused": 0.7}, errors={"eager": 0.1, "fused": 0.1}, label="time", highlight="fused")
-    charts.heatmap(axes[1, 1], rng.random((3, 3)), rows="abc", columns="abc", digits=2, bar="cosine")
+    charts.bars(
+        axes[1, 0],
+        {"eager": 1.0, "fused": 0.7},
+        errors={"eager": 0.1, "fused": 0.1},
+        label="time",
+        highlight="fused",
+    )
+    charts.heatmap(
+        axes[1, 1], rng.random((3, 3)), rows="abc", columns="abc", digits=2, bar="cosine"
+    )
     charts.png(fig)
     fig, ax = charts.figure()
-    charts.roofline(ax, measure.Ceilings(80, 20, 1, "cpu", "float32"), {"softmax": (0.6, 5), "qkv": (42, None)})
+    charts.roofline(
+        ax, measure.Ceilings(80, 20, 1, "cpu", "float32"), {"softmax": (0.6, 5), "qkv": (42, None)}
+    )
     assert ax.lines[-1].get_ydata() == [80]
     charts.png(fig)
     diagram = charts.Diagram(10, 4)
@@ -143,7 +208,14 @@ def test_every_chart_form_draws():
     diagram.arrow(a, b, "to", tone=0, dashed=True)
     diagram.arrow(g, (6, 3), bend=0.1)
     charts.png(diagram.fig)
-    charts.png(charts.image_grid([data.photo("chelsea", 32), torch.zeros(1, 8, 8), np.zeros((4, 4))], ["a", "b", "c"], columns=2, row_titles=["x", "y"]))
+    charts.png(
+        charts.image_grid(
+            [data.photo("chelsea", 32), torch.zeros(1, 8, 8), np.zeros((4, 4))],
+            ["a", "b", "c"],
+            columns=2,
+            row_titles=["x", "y"],
+        )
+    )
 
 
 def test_arrows_run_from_edge_to_edge():
@@ -179,12 +251,12 @@ def test_charts_refuse(call):
 
 
 class Windows(nn.Module):
-    """A toy layer: attention in padded windows, one call of `Attend` a head, as cascaded group attention does."""
+    """A toy layer: attention in padded windows, one call of its probe per head, as cascaded group attention does."""
 
     def __init__(self, dim: int = 8, heads: int = 2, window: int = 3):
         super().__init__()
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.heads, self.window, self.attend = heads, window, Attend()
+        self.heads, self.window, self.probe = heads, window, Probe(Layout((4, 6), window=window))
 
     def forward(self, x: Tensor) -> Tensor:
         b, h, w, c = x.shape
@@ -193,16 +265,26 @@ class Windows(nn.Module):
         rows, columns = x.shape[1] // r, x.shape[2] // r
         x = x.reshape(b, rows, r, columns, r, c).transpose(2, 3).reshape(-1, r * r, c)
         parts = [t.chunk(self.heads, -1) for t in self.qkv(x).chunk(3, -1)]
-        out = torch.cat([self.attend(q[:, None], k[:, None], v[:, None], layout=Layout((h, w), window=r))[:, 0] for q, k, v in zip(*parts, strict=True)], -1)
-        return out.reshape(b, rows, columns, r, r, c).transpose(2, 3).reshape(b, rows * r, columns * r, c)[:, :h, :w]
+        outputs = []
+        for q, k, v in zip(*parts, strict=True):
+            self.probe(lambda q=q, k=k: attention_map(q[:, None], k[:, None]), (h, w))
+            outputs.append(attend(q[:, None], k[:, None], v[:, None])[:, 0])
+        out = torch.cat(outputs, -1)
+        return (
+            out.reshape(b, rows, columns, r, r, c)
+            .transpose(2, 3)
+            .reshape(b, rows * r, columns * r, c)[:, :h, :w]
+        )
 
 
 class Global(nn.Module):
     """A toy layer with a class token and, if asked for, pooled keys."""
 
-    def __init__(self, dim: int = 8, heads: int = 2, pool: int = 1):
+    def __init__(self, dim: int = 8, heads: int = 2, pool: int = 1, grid=(4, 6)):
         super().__init__()
-        self.qkv, self.heads, self.pool, self.attend = nn.Linear(dim, 3 * dim), heads, pool, Attend()
+        keys = (grid[0] // pool, grid[1] // pool) if pool > 1 else None
+        self.probe = Probe(Layout(grid, prefix=1, key_grid=keys))
+        self.qkv, self.heads, self.pool = nn.Linear(dim, 3 * dim), heads, pool
 
     def forward(self, x: Tensor) -> Tensor:
         b, h, w, c = x.shape
@@ -212,8 +294,9 @@ class Global(nn.Module):
         split = lambda t: t.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # noqa: E731
         q, _, _ = self.qkv(torch.cat([first, patches], 1)).chunk(3, -1)
         _, k, v = self.qkv(torch.cat([first, keys], 1)).chunk(3, -1)
-        layout = Layout((h, w), prefix=1, key_grid=(h // self.pool, w // self.pool) if self.pool > 1 else None)
-        return self.attend(*map(split, (q, k, v)), layout=layout).transpose(1, 2).flatten(2)[:, 1:].reshape(b, h, w, c)
+        q, k, v = map(split, (q, k, v))
+        self.probe(lambda: attention_map(q, k))
+        return attend(q, k, v).transpose(1, 2).flatten(2)[:, 1:].reshape(b, h, w, c)
 
 
 def run(model: nn.Module, shape=(2, 4, 5, 8)) -> tuple[Tensor, list[attention.Map]]:
@@ -223,17 +306,22 @@ def run(model: nn.Module, shape=(2, 4, 5, 8)) -> tuple[Tensor, list[attention.Ma
         return model(x), maps
 
 
-@pytest.mark.parametrize("model", [Windows(), Global(), Global(pool=2), nn.Sequential(Windows(), Global(), Windows(window=2))])
+@pytest.mark.parametrize(
+    "model",
+    [Windows(), Global(), Global(pool=2), nn.Sequential(Windows(), Global(), Windows(window=2))],
+)
 def test_recording_changes_nothing(model):
     shape = (2, 4, 6, 8)
     recorded, maps = run(model, shape)
     torch.manual_seed(0)
     with torch.no_grad():
         assert torch.equal(recorded, model(torch.randn(shape)))
-    assert len(maps) == sum(isinstance(m, Attend) for m in model.modules())
+    assert len(maps) == sum(isinstance(m, Probe) for m in model.modules())
     for m in maps:
-        assert m.heads == 2 and torch.allclose(m.weights.sum(-1), torch.ones(m.weights.shape[:-1]), atol=1e-6)
-    assert all(a.recorder is None for a in model.modules() if isinstance(a, Attend))
+        assert m.heads == 2 and torch.allclose(
+            m.weights.sum(-1), torch.ones(m.weights.shape[:-1]), atol=1e-6
+        )
+    assert not any(m._forward_pre_hooks for m in model.modules())
 
 
 def test_recording_ends_with_an_error_and_nests():
@@ -243,8 +331,15 @@ def test_recording_ends_with_an_error_and_nests():
             model(torch.randn(1, 2, 2, 8))
             raise RuntimeError
         model(torch.randn(1, 2, 2, 8))
-    assert len(inner) == len(outer) == 1 and model.attend.recorder is None and not model._forward_pre_hooks
-    with pytest.raises(ValueError, match="Linear has no attention"), attention.record(nn.Linear(1, 1)):
+    assert (
+        len(inner) == len(outer) == 1
+        and not model.probe._forward_pre_hooks
+        and not model._forward_pre_hooks
+    )
+    with (
+        pytest.raises(ValueError, match="Linear has no attention"),
+        attention.record(nn.Linear(1, 1)),
+    ):
         pass
 
 
@@ -261,13 +356,17 @@ def test_windows_go_back_to_their_places():
     _, (recorded,) = run(Windows(window=3), (2, 4, 5, 8))
     whole = recorded.to_image()
     assert whole.shape == (2, 2, 20, 20)
-    windows = recorded.weights.reshape(2, 2, 2, 2, 9, 9)  # image, window row, window column, head, query, key
+    windows = recorded.weights.reshape(
+        2, 2, 2, 2, 9, 9
+    )  # image, window row, window column, head, query, key
     for y, x, v, u in np.ndindex(4, 5, 4, 5):
         found = whole[:, :, y * 5 + x, v * 5 + u]
         if (y // 3, x // 3) != (v // 3, u // 3):
             assert (found == 0).all()
         else:
-            assert torch.equal(found, windows[:, y // 3, x // 3, :, y % 3 * 3 + x % 3, v % 3 * 3 + u % 3])
+            assert torch.equal(
+                found, windows[:, y // 3, x // 3, :, y % 3 * 3 + x % 3, v % 3 * 3 + u % 3]
+            )
 
 
 def test_prefix_tokens_are_left_out_and_pooled_keys_spread():
@@ -275,9 +374,13 @@ def test_prefix_tokens_are_left_out_and_pooled_keys_spread():
     assert torch.equal(plain.to_image(), plain.weights[:, :, 1:, 1:])
     _, (pooled,) = run(Global(pool=2), (1, 4, 6, 8))
     whole = pooled.to_image()
-    assert whole.shape == (1, 2, 24, 24) and torch.allclose(whole.sum(-1), 1 - pooled.weights[:, :, 1:, 0], atol=1e-6)
+    assert whole.shape == (1, 2, 24, 24) and torch.allclose(
+        whole.sum(-1), 1 - pooled.weights[:, :, 1:, 0], atol=1e-6
+    )
     grid = whole.reshape(1, 2, 24, 4, 6)
-    assert torch.equal(grid[..., 0, 0], grid[..., 1, 1]) and torch.allclose(4 * grid[..., 3, 5], pooled.weights[:, :, 1:, -1])
+    assert torch.equal(grid[..., 0, 0], grid[..., 1, 1]) and torch.allclose(
+        4 * grid[..., 3, 5], pooled.weights[:, :, 1:, -1]
+    )
 
 
 def test_a_map_without_layout_is_taken_for_a_square():
@@ -304,9 +407,17 @@ def test_head_similarity_properties():
         same = attention.head_similarity(maps[:, :1].expand(-1, 4, -1, -1), centred)
         assert torch.allclose(same, torch.ones(2, 4))
         order = torch.tensor([2, 0, 3, 1])
-        assert torch.allclose(attention.head_similarity(maps[:, order], centred), attention.head_similarity(maps, centred)[:, order])
-    assert attention.head_similarity(maps).min() > 0.3 and attention.head_similarity(maps, centred=True).abs().max() < 0.1
-    by_hand = torch.stack([torch.cosine_similarity(maps[:, 0].flatten(1), maps[:, j].flatten(1)) for j in (1, 2, 3)]).mean(0)
+        assert torch.allclose(
+            attention.head_similarity(maps[:, order], centred),
+            attention.head_similarity(maps, centred)[:, order],
+        )
+    assert (
+        attention.head_similarity(maps).min() > 0.3
+        and attention.head_similarity(maps, centred=True).abs().max() < 0.1
+    )
+    by_hand = torch.stack(
+        [torch.cosine_similarity(maps[:, 0].flatten(1), maps[:, j].flatten(1)) for j in (1, 2, 3)]
+    ).mean(0)
     assert torch.allclose(attention.head_similarity(maps)[:, 0], by_hand, atol=1e-6)
     with pytest.raises(ValueError, match="one head"):
         attention.head_similarity(maps[:, :1])
@@ -316,14 +427,21 @@ def test_head_similarity_properties():
 
 def test_entropy():
     uniform, sharp = torch.full((1, 1, 4, 4), 0.25), torch.eye(4)[None, None]
-    assert attention.entropy(uniform).item() == pytest.approx(1) and attention.entropy(sharp).item() == 0
+    assert (
+        attention.entropy(uniform).item() == pytest.approx(1)
+        and attention.entropy(sharp).item() == 0
+    )
     assert attention.entropy(uniform, relative=False).item() == pytest.approx(np.log(4))
 
 
 def test_non_locality():
     """The grid's mean distance for a uniform map (the figures of ConViT's sheet), 0 for the identity, 1 for a neighbour."""
-    assert attention.non_locality(torch.full((1, 1, 196, 196), 1 / 196)).item() == pytest.approx(7.281, abs=5e-4)
-    assert attention.non_locality(torch.full((1, 1, 64, 64), 1 / 64)).item() == pytest.approx(4.136, abs=5e-4)
+    assert attention.non_locality(torch.full((1, 1, 196, 196), 1 / 196)).item() == pytest.approx(
+        7.281, abs=5e-4
+    )
+    assert attention.non_locality(torch.full((1, 1, 64, 64), 1 / 64)).item() == pytest.approx(
+        4.136, abs=5e-4
+    )
     assert attention.non_locality(torch.eye(9)[None, None]).item() == 0
     right = torch.zeros(9, 9)
     right[range(9), [1, 2, 2, 4, 5, 5, 7, 8, 8]] = 1
@@ -350,9 +468,16 @@ def test_overlay():
 def test_explorer_holds_the_maps():
     _, maps = run(nn.Sequential(Windows(), Global(pool=2)), (2, 4, 6, 8))
     made = attention.explorer(data.photo("chelsea", 64), maps, sample=1, title="Two <layers>")
-    assert made._repr_html_() == made.html and "Two &lt;layers&gt;" in made.html and "http" not in made.html and " id=" not in made.html
+    assert (
+        made._repr_html_() == made.html
+        and "Two &lt;layers&gt;" in made.html
+        and "http" not in made.html
+        and " id=" not in made.html
+    )
     meta = json.loads(html.unescape(re.search('data-meta="([^"]*)"', made.html)[1]))
-    stored = np.frombuffer(zlib.decompress(base64.b64decode(re.search('data-maps="([^"]*)"', made.html)[1])), np.uint8)
+    stored = np.frombuffer(
+        zlib.decompress(base64.b64decode(re.search('data-maps="([^"]*)"', made.html)[1])), np.uint8
+    )
     at = 0
     for entry, recorded in zip(meta["layers"], maps, strict=True):
         n = entry["rows"] * entry["columns"]
@@ -369,7 +494,10 @@ def test_explorer_pools_large_maps_and_keeps_to_its_size():
     large = attention.Map("large", torch.randn(1, 1, 32 * 32, 32 * 32).softmax(-1))
     weights, grid = attention.coarse(large.weights[0], (32, 32))
     assert grid == (16, 16) and torch.allclose(weights.sum(-1), torch.ones(1, 256), atol=1e-5)
-    sharp = [attention.Map(f"layer {i}", (3 * torch.randn(1, 6, 196, 196)).softmax(-1)) for i in range(12)]
+    sharp = [
+        attention.Map(f"layer {i}", (3 * torch.randn(1, 6, 196, 196)).softmax(-1))
+        for i in range(12)
+    ]
     assert len(attention.explorer(data.photo("coffee", 64), sharp[:1]).html) <= 150_000
     with pytest.raises(ValueError, match="give fewer layers"):
         attention.explorer(data.photo("coffee", 64), sharp)
@@ -382,12 +510,17 @@ def test_explorer_pools_large_maps_and_keeps_to_its_size():
 @pytest.fixture(scope="module")
 def browser():
     webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
+    chromium, driver = (
+        shutil.which("chromium") or shutil.which("chromium-browser"),
+        shutil.which("chromedriver"),
+    )
     if not (chromium and driver):
         pytest.skip("no chromium with chromedriver: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    quiet = "--disable-background-networking --disable-component-update --disable-sync --no-first-run"
+    quiet = (
+        "--disable-background-networking --disable-component-update --disable-sync --no-first-run"
+    )
     for flag in f"--headless=new --no-sandbox --disable-gpu {quiet}".split():
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -404,46 +537,79 @@ def test_explorer_in_a_browser(browser, tmp_path):
 
     peak = torch.zeros(1, 1, 16, 16)
     peak[0, 0, range(16), range(15, -1, -1)] = 1  # every patch looks at the opposite one
-    layers_shown = [attention.Map("first", peak), attention.Map("second", torch.eye(4)[None, None].expand(1, 2, 4, 4))]
-    pieces = [attention.explorer(data.photo("chelsea", 64), layers_shown, title=title).html for title in ("One", "Other")]
+    layers_shown = [
+        attention.Map("first", peak),
+        attention.Map("second", torch.eye(4)[None, None].expand(1, 2, 4, 4)),
+    ]
+    pieces = [
+        attention.explorer(data.photo("chelsea", 64), layers_shown, title=title).html
+        for title in ("One", "Other")
+    ]
     page = tmp_path / "page.html"
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Test</title>'
     page.write_text(
-        f'<!doctype html><html lang="en">{head}<body style="margin-left:min(15vw,120px)"><main>{"".join(pieces)}</main></body></html>', encoding="utf-8"
+        f'<!doctype html><html lang="en">{head}<body style="margin-left:min(15vw,120px)"><main>{"".join(pieces)}</main></body></html>',
+        encoding="utf-8",
     )
     browser.set_window_size(1000, 1400)
     browser.get(page.as_uri())
     find = lambda selector: browser.find_elements("css selector", f".attention-explorer {selector}")  # noqa: E731
     said = lambda i: find(".ax-summary")[i].text  # noqa: E731
     WebDriverWait(browser, 20).until(lambda _: len(find("canvas")) == 2)
-    assert len(find(".ax-mark")) == 2 and len(find("select")[0].find_elements("css selector", "option")) == 2, "each was started once"
-    assert said(0) == said(1) == "Query in row 3, column 3: head 1 looks most at row 2, column 2 (100 %)."
+    assert (
+        len(find(".ax-mark")) == 2
+        and len(find("select")[0].find_elements("css selector", "option")) == 2
+    ), "each was started once"
+    assert (
+        said(0)
+        == said(1)
+        == "Query in row 3, column 3: head 1 looks most at row 2, column 2 (100 %)."
+    )
 
     pad = find(".ax-pad")[0]
     width, height = pad.size["width"], pad.size["height"]
-    ActionChains(browser).move_to_element_with_offset(pad, -width // 2 + 5, -height // 2 + 5).perform()
-    assert said(0).startswith("Query in row 1, column 1: head 1 looks most at row 4, column 4") and said(1).startswith("Query in row 3")
+    ActionChains(browser).move_to_element_with_offset(
+        pad, -width // 2 + 5, -height // 2 + 5
+    ).perform()
+    assert said(0).startswith(
+        "Query in row 1, column 1: head 1 looks most at row 4, column 4"
+    ) and said(1).startswith("Query in row 3")
     pixels = """const c = document.querySelector(".attention-explorer canvas").getContext("2d");
         return [60, 170].map(i => Array.from(c.getImageData(i, i, 1, 1).data));"""
     dark, bright = browser.execute_script(pixels)
     assert sum(bright[:3]) > 2 * sum(dark[:3])
 
-    find(".ax-pad")[1].send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT)  # the border stops it
-    assert said(1).startswith("Query in row 4, column 4: head 1 looks most at row 1, column 1") and said(0).startswith("Query in row 1")
+    find(".ax-pad")[1].send_keys(
+        Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT
+    )  # the border stops it
+    assert said(1).startswith(
+        "Query in row 4, column 4: head 1 looks most at row 1, column 1"
+    ) and said(0).startswith("Query in row 1")
     role = browser.execute_script(
         "const p = document.querySelectorAll('.ax-pad')[1]; return [p.getAttribute('role'), p.tabIndex, document.activeElement === p]"
     )
-    assert role == ["application", 0, True] and find("canvas")[1].get_attribute("aria-label").startswith("Head 1 looks most at row 1")
+    assert role == ["application", 0, True] and find("canvas")[1].get_attribute(
+        "aria-label"
+    ).startswith("Head 1 looks most at row 1")
 
     find("select")[1].send_keys("second")
-    assert len(find(".ax-heads")[1].find_elements("css selector", "canvas")) == 2 and said(1).startswith("Query in row 2, column 2")
+    assert len(find(".ax-heads")[1].find_elements("css selector", "canvas")) == 2 and said(
+        1
+    ).startswith("Query in row 2, column 2")
 
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 320, "height": 1400, "deviceScaleFactor": 1, "mobile": True})
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 320, "height": 1400, "deviceScaleFactor": 1, "mobile": True},
+    )
     browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 320
-    box = browser.execute_script("const r = document.querySelector('.ax-pad').getBoundingClientRect(); return [r.right - 6, r.top + 6]")
+    box = browser.execute_script(
+        "const r = document.querySelector('.ax-pad').getBoundingClientRect(); return [r.right - 6, r.top + 6]"
+    )
     point = [{"x": box[0], "y": box[1]}]
-    browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": point})
+    browser.execute_cdp_cmd(
+        "Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": point}
+    )
     browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     assert said(0).startswith("Query in row 1, column 4: head 1 looks most at row 4, column 1")
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
@@ -455,17 +621,27 @@ def test_explorer_in_a_browser(browser, tmp_path):
 def test_similarity_and_norm_maps_are_the_recorded_ones():
     case = golden.load("dvt", "maps")
     features = case.inputs()[0]
-    case.check({"similarity_to_centre": artifacts.similarity_map(features)[0], "norm_map": artifacts.norm_map(features[0])})
+    case.check(
+        {
+            "similarity_to_centre": artifacts.similarity_map(features)[0],
+            "norm_map": artifacts.norm_map(features[0]),
+        }
+    )
 
 
 def test_position_measures():
     torch.manual_seed(0)
     content, place = torch.randn(40, 6, 6, 48), torch.randn(6, 6, 48)
     assert artifacts.position_share(content) < 0.05 and artifacts.position_readout(content) < 0.1
-    assert artifacts.position_share(0.0 * content + place) == pytest.approx(1) and artifacts.position_readout(content + 3 * place) > 0.7
+    assert (
+        artifacts.position_share(0.0 * content + place) == pytest.approx(1)
+        and artifacts.position_readout(content + 3 * place) > 0.7
+    )
     shares = [artifacts.position_share(content + a * place) for a in (0, 0.3, 1, 3)]
     assert shares == sorted(shares)
-    assert artifacts.position_share(content + 5.0) == pytest.approx(artifacts.position_share(content), abs=1e-4)
+    assert artifacts.position_share(content + 5.0) == pytest.approx(
+        artifacts.position_share(content), abs=1e-4
+    )
     for measure_of in (artifacts.position_share, artifacts.position_readout):
         with pytest.raises(ValueError, match="b of at least 2"):
             measure_of(content[:1])
@@ -491,10 +667,18 @@ def test_tokens():
     image = torch.full((3, 8, 8), 0.2)
     keep = torch.tensor([True, False, False, True])
     picture = tokens.kept(image, keep)
-    assert np.allclose(picture[:4, :4], 0.2) and np.allclose(picture[4:, 4:], 0.2) and picture[:4, 4:].min() > 0.8
+    assert (
+        np.allclose(picture[:4, :4], 0.2)
+        and np.allclose(picture[4:, 4:], 0.2)
+        and picture[:4, 4:].min() > 0.8
+    )
     image[:, :4] = 0.6
     joined = tokens.merged(image, torch.tensor([0, 1, 0, -1]))
-    assert np.allclose(joined[:, :4], 0.4) and np.allclose(joined[:4, 4:], 0.6) and joined[4:, 4:].min() > 0.9
+    assert (
+        np.allclose(joined[:, :4], 0.4)
+        and np.allclose(joined[:4, 4:], 0.6)
+        and joined[4:, 4:].min() > 0.9
+    )
     fig = tokens.kept_by_layer(image, [keep, keep])
     assert fig.axes[1].get_title(loc="center") == "layer 1: 50%"
     tokens.outline(fig.axes[0], torch.tensor([0, 0, 0, 1]), (8, 8))

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 import refimpl
-from refimpl import weights
-from refimpl.lab import golden
+from refimpl import golden, weights
 from refimpl.weights import first_difference, load, load_official, save
 
 CASE = golden.load("efficientvit", "m0")
@@ -34,7 +33,10 @@ def filled():
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict", "state_dict_ema"])
@@ -160,7 +162,9 @@ def test_the_first_differing_layer_is_found(filled):
     assert first_difference(filled, theirs, images, pairs) == "no difference"
     with torch.no_grad():
         theirs.stages[1].blocks[0].ffn0.pw1.conv.weight.mul_(1.01)
-    assert first_difference(filled, theirs, images, pairs).startswith("stages.1.blocks.0.ffn0.pw1.conv: differs")
+    assert first_difference(filled, theirs, images, pairs).startswith(
+        "stages.1.blocks.0.ffn0.pw1.conv: differs"
+    )
 
 
 def test_rules_rename_and_drop():

@@ -14,13 +14,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def current(root: Path = ROOT) -> str:
     """`owner/name` as `_config.yml` has it."""
-    return re.search(r"^\s*url:\s*https://github\.com/([\w.-]+/[\w.-]+)\s*$", (root / "_config.yml").read_text(encoding="utf-8"), re.M)[1]
+    return re.search(
+        r"^\s*url:\s*https://github\.com/([\w.-]+/[\w.-]+)\s*$",
+        (root / "_config.yml").read_text(encoding="utf-8"),
+        re.M,
+    )[1]
 
 
 def holders(root: Path = ROOT) -> list[Path]:
     """Every file that names the address."""
     chapters = [*(root / "notebooks").glob("*.ipynb"), *(root / "notebooks" / "text").glob("*.md")]
-    return [root / name for name in ("_config.yml", "README.md", "CITATION.cff", "CONTRIBUTING.md")] + sorted(chapters)
+    return [
+        root / name for name in ("_config.yml", "README.md", "CITATION.cff", "CONTRIBUTING.md")
+    ] + sorted(chapters)
 
 
 def forms(repo: str) -> list[str]:

@@ -40,7 +40,10 @@ class OneLineACell(NBClientEngine):
         def cell_complete(cell, cell_index=None, **more):
             if cell.cell_type == "code" and cell_index in started:
                 first = cell.source.strip().splitlines()[0] if cell.source.strip() else ""
-                print(f"  [{cell_index + 1:3d}/{total}] {time.perf_counter() - started[cell_index]:6.2f} s  {first[:90]}", flush=True)
+                print(
+                    f"  [{cell_index + 1:3d}/{total}] {time.perf_counter() - started[cell_index]:6.2f} s  {first[:90]}",
+                    flush=True,
+                )
             return complete(cell, cell_index, **more)
 
         manager.cell_start, manager.cell_complete = cell_start, cell_complete
@@ -52,21 +55,31 @@ def read_text(stem: str) -> nbformat.NotebookNode:
     notebook = jupytext.read(NOTEBOOKS / "text" / f"{stem}.md")
     for i, cell in enumerate(notebook.cells):
         cell.id = f"{stem.replace('_', '-')[:50]}-{i:03d}"
-    notebook.metadata = nbformat.from_dict({"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}})
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    )
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return notebook
 
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Take out what depends on the run and helps nobody; join what one cell wrote in pieces."""
-    notebook.metadata = nbformat.from_dict({"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}})
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
+    )
     for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in KEPT and v})
+        cell.metadata = nbformat.from_dict(
+            {k: v for k, v in cell.metadata.items() if k in KEPT and v}
+        )
         if cell.cell_type != "code":
             continue
         outputs = []
         for output in cell.outputs:
-            if outputs and output.output_type == "stream" == outputs[-1].output_type and output.name == outputs[-1].name:
+            if (
+                outputs
+                and output.output_type == "stream" == outputs[-1].output_type
+                and output.name == outputs[-1].name
+            ):
                 outputs[-1].text += output.text
             else:
                 outputs.append(output)
@@ -82,7 +95,9 @@ def execute(stem: str) -> float:
         source, target = Path(folder) / f"{stem}.ipynb", Path(folder) / "out.ipynb"
         nbformat.write(read_text(stem), source)
         papermill_engines.register("one_line_a_cell", OneLineACell)
-        papermill.execute_notebook(source, target, engine_name="one_line_a_cell", progress_bar=False, cwd=folder)
+        papermill.execute_notebook(
+            source, target, engine_name="one_line_a_cell", progress_bar=False, cwd=folder
+        )
         notebook = clean(nbformat.read(target, as_version=4))
     nbformat.write(notebook, NOTEBOOKS / f"{stem}.ipynb")
     write_text(stem, notebook)
@@ -97,14 +112,24 @@ def write_text(stem: str, notebook: nbformat.NotebookNode) -> None:
 
 def text_of(notebook: nbformat.NotebookNode) -> str:
     """The jupytext MyST form of a notebook: what people edit and review."""
-    bare = nbformat.from_dict({**notebook, "metadata": {"kernelspec": notebook.metadata.kernelspec}})
+    bare = nbformat.from_dict(
+        {**notebook, "metadata": {"kernelspec": notebook.metadata.kernelspec}}
+    )
     return jupytext.writes(bare, fmt=TEXT_FORMAT)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stems", nargs="*", help="chapters (default: every text)")
-    parser.add_argument("-j", "--jobs", type=int, default=1, help="chapters at a time, one torch thread each (default 1)")
+    parser.add_argument(
+        "-j",
+        "--jobs",
+        type=int,
+        default=1,
+        help="chapters at a time, one torch thread each (default 1)",
+    )
     arguments = parser.parse_args()
     known = sorted(p.stem for p in (NOTEBOOKS / "text").glob("*.md"))
     stems = arguments.stems or known
@@ -116,7 +141,11 @@ def main() -> int:
             execute(stem)
         return 0
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        codes = list(pool.map(lambda stem: subprocess.run([sys.executable, __file__, stem]).returncode, stems))
+        codes = list(
+            pool.map(
+                lambda stem: subprocess.run([sys.executable, __file__, stem]).returncode, stems
+            )
+        )
     return max(codes)
 
 

@@ -39,7 +39,9 @@ def triton_missing(device: torch.device) -> str | None:
     return None
 
 
-def dispatch(op: str, forms: dict[str, Callable], backend: str, *tensors: torch.Tensor | None, **options):
+def dispatch(
+    op: str, forms: dict[str, Callable], backend: str, *tensors: torch.Tensor | None, **options
+):
     """Run the form of `op` that `backend` names on `tensors`. `"auto"`: Triton on a GPU where it is installed, else PyTorch.
 
     The naive and NumPy forms get arrays (float64 stays float64, half precision becomes float32) and carry no gradient; results come back as tensors
@@ -47,16 +49,25 @@ def dispatch(op: str, forms: dict[str, Callable], backend: str, *tensors: torch.
     """
     accepted = ("auto", *(b for b in BACKENDS if b in forms))
     if backend not in accepted:
-        raise ValueError(f"{op}: backend={backend!r} is not one of {', '.join(map(repr, accepted))}")
+        raise ValueError(
+            f"{op}: backend={backend!r} is not one of {', '.join(map(repr, accepted))}"
+        )
     device = tensors[0].device
     if backend == "auto":
-        backend = "triton" if device.type == "cuda" and "triton" in forms and triton_missing(device) is None else "torch"
+        backend = (
+            "triton"
+            if device.type == "cuda" and "triton" in forms and triton_missing(device) is None
+            else "torch"
+        )
     if backend == "triton" and (reason := triton_missing(device)):
         raise RuntimeError(f"{op}: backend='triton' can't run here; {reason}")
     if backend in ("torch", "triton"):
         return forms[backend](*tensors, **options)
     narrow = (torch.bfloat16, torch.float16)  # NumPy has no bfloat16
-    arrays = [None if t is None else (t.float() if t.dtype in narrow else t).detach().cpu().numpy() for t in tensors]
+    arrays = [
+        None if t is None else (t.float() if t.dtype in narrow else t).detach().cpu().numpy()
+        for t in tensors
+    ]
     result = forms[backend](*arrays, **options)
     back = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(device)  # noqa: E731
     return tuple(map(back, result)) if isinstance(result, tuple) else back(result)

@@ -1,10 +1,8 @@
-"""What the experiments of the chapters stand on: data, training, measuring, claims, and the display of source code.
+"""What the experiments of the chapters stand on: data, training, measuring. Computes, prints nothing but progress bars.
 
-Importing it is cheap: matplotlib, scikit-learn, scikit-image and IPython are imported by the functions that need them.
+Importing it is cheap: scikit-learn and scikit-image are imported by the functions that need them.
 """
 
-from refimpl.lab import claims, data, golden, measure, train
-from refimpl.lab.freshness import stamp
-from refimpl.lab.show import say, setup, show_source, table
+from refimpl.lab import data, measure, train
 
-__all__ = ["claims", "data", "golden", "measure", "say", "setup", "show_source", "stamp", "table", "train"]
+__all__ = ["data", "measure", "train"]

@@ -24,7 +24,10 @@ PHOTOS: dict[str, tuple[str, str]] = {
     "hubble": ("hubble_deep_field.jpg", "NASA; public domain"),
     "retina": ("retina.jpg", "Mikael Häggström, Medical gallery, 2014; CC0"),
     "ihc": ("ihc.png", "stained colon tissue; no known copyright restrictions"),
-    "motorcycle": ("motorcycle_left.png", "D. Scharstein et al., Middlebury stereo data 2014, left view; licence not stated"),
+    "motorcycle": (
+        "motorcycle_left.png",
+        "D. Scharstein et al., Middlebury stereo data 2014, left view; licence not stated",
+    ),
 }
 TEXTURES: dict[str, tuple[str, str]] = {
     "brick": ("brick.png", "CC0Textures; CC0"),
@@ -74,24 +77,51 @@ class Dataset:
         for c in range(len(self.classes)):
             of_class = self.train[self.train_labels == c]
             if not 1 <= per_class <= len(of_class):
-                raise ValueError(f"per_class={per_class} must be between 1 and {len(of_class)}, the training images of class {self.classes[c]!r}")
+                raise ValueError(
+                    f"per_class={per_class} must be between 1 and {len(of_class)}, the training images of class {self.classes[c]!r}"
+                )
             picked.append(of_class[torch.randperm(len(of_class), generator=generator)[:per_class]])
-        return Dataset(self.images, self.labels, self.classes, torch.cat(picked).sort().values, self.test, self.source)
+        return Dataset(
+            self.images,
+            self.labels,
+            self.classes,
+            torch.cat(picked).sort().values,
+            self.test,
+            self.source,
+        )
 
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.images.shape[1:]))
         return f"Dataset({len(self.train)} training and {len(self.test)} test images of {shape}, {len(self.classes)} classes)"
 
 
-def split(images: Tensor, labels: Tensor, classes: tuple[str, ...], test_share: float = 0.25, seed: int = 0, source: str = "") -> Dataset:
+def split(
+    images: Tensor,
+    labels: Tensor,
+    classes: tuple[str, ...],
+    test_share: float = 0.25,
+    seed: int = 0,
+    source: str = "",
+) -> Dataset:
     """A `Dataset` with a random test part of `round(test_share · n)` images."""
     if len(images) != len(labels):
-        raise ValueError(f"split: len(images)={len(images)} and len(labels)={len(labels)} must be equal")
+        raise ValueError(
+            f"split: len(images)={len(images)} and len(labels)={len(labels)} must be equal"
+        )
     count = round(test_share * len(images))
     if not 0 < count < len(images):
-        raise ValueError(f"split: test_share={test_share} of {len(images)} images leaves a part empty")
+        raise ValueError(
+            f"split: test_share={test_share} of {len(images)} images leaves a part empty"
+        )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    return Dataset(images, labels, tuple(classes), order[count:].sort().values, order[:count].sort().values, source)
+    return Dataset(
+        images,
+        labels,
+        tuple(classes),
+        order[count:].sort().values,
+        order[:count].sort().values,
+        source,
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -108,7 +138,14 @@ def digits(size: int = 8, seed: int = 0) -> Dataset:
     if size != 8:
         images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
     labels = torch.from_numpy(raw.target).long()
-    return split(images, labels, tuple("0123456789"), 0.25, seed, "UCI handwritten digits, by way of scikit-learn; CC BY 4.0")
+    return split(
+        images,
+        labels,
+        tuple("0123456789"),
+        0.25,
+        seed,
+        "UCI handwritten digits, by way of scikit-learn; CC BY 4.0",
+    )
 
 
 @functools.lru_cache(maxsize=32)
@@ -119,7 +156,9 @@ def read_bundled(file: str) -> Tensor:
 
     path = Path(skimage.__file__).parent / "data" / file
     if not path.exists():
-        raise RuntimeError(f"scikit-image {skimage.__version__} does not bundle {file}; install scikit-image>=0.22 from a wheel")
+        raise RuntimeError(
+            f"scikit-image {skimage.__version__} does not bundle {file}; install scikit-image>=0.22 from a wheel"
+        )
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
@@ -130,7 +169,9 @@ def resize(image: Tensor, size: int) -> Tensor:
     side = min(image.shape[1:])
     top, left = ((n - side) // 2 for n in image.shape[1:])
     square = image[:, top : top + side, left : left + side]
-    return F.interpolate(square[None], (size, size), mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
+    return F.interpolate(
+        square[None], (size, size), mode="bicubic", antialias=True, align_corners=False
+    )[0].clamp(0, 1)
 
 
 @functools.lru_cache(maxsize=64)
@@ -152,16 +193,23 @@ def photo(name: str = "chelsea", size: int | None = 224, normalise: bool = False
 
 def normalised(images: Tensor) -> Tensor:
     """(…, 3, h, w) in [0, 1] to ImageNet's normalisation."""
-    return (images - images.new_tensor(IMAGENET_MEAN)[:, None, None]) / images.new_tensor(IMAGENET_STD)[:, None, None]
+    return (images - images.new_tensor(IMAGENET_MEAN)[:, None, None]) / images.new_tensor(
+        IMAGENET_STD
+    )[:, None, None]
 
 
 def unnormalise(images: Tensor) -> Tensor:
     """The inverse of `normalised`, clamped to [0, 1]."""
-    return (images * images.new_tensor(IMAGENET_STD)[:, None, None] + images.new_tensor(IMAGENET_MEAN)[:, None, None]).clamp(0, 1)
+    return (
+        images * images.new_tensor(IMAGENET_STD)[:, None, None]
+        + images.new_tensor(IMAGENET_MEAN)[:, None, None]
+    ).clamp(0, 1)
 
 
 @functools.lru_cache(maxsize=8)
-def photo_crops(size: int = 32, n: int = 1200, seed: int = 0, names: tuple[str, ...] = tuple(PHOTOS)) -> Dataset:
+def photo_crops(
+    size: int = 32, n: int = 1200, seed: int = 0, names: tuple[str, ...] = tuple(PHOTOS)
+) -> Dataset:
     """Random square crops of real photographs; the label is the photograph. (n, 3, size, size) in [0, 1], balanced classes.
 
     A crop covers 1/16 to 1/4 of the photograph's area and is flipped half of the time. Training crops lie left of a vertical line at
@@ -183,12 +231,19 @@ def photo_crops(size: int = 32, n: int = 1200, seed: int = 0, names: tuple[str, 
         side = min(int(math.sqrt(height * width * rng.uniform(1 / 16, 1 / 4))), *part.shape[1:])
         top, left = (rng.integers(0, extent - side + 1) for extent in part.shape[1:])
         crop = part[:, top : top + side, left : left + side]
-        crop = F.interpolate(crop[None], (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+        crop = F.interpolate(
+            crop[None], (size, size), mode="bilinear", antialias=True, align_corners=False
+        )[0]
         images[i] = crop.flip(-1) if rng.random() < 0.5 else crop
     index = torch.arange(n)
     test = torch.from_numpy(is_test)
     return Dataset(
-        images.clamp(0, 1), torch.from_numpy(label).long(), tuple(names), index[~test], index[test], "scikit-image photographs; CC0 and public domain"
+        images.clamp(0, 1),
+        torch.from_numpy(label).long(),
+        tuple(names),
+        index[~test],
+        index[test],
+        "scikit-image photographs; CC0 and public domain",
     )
 
 
@@ -200,7 +255,14 @@ def faces(seed: int = 0) -> Dataset:
     pixels = np.load(Path(skimage.__file__).parent / "data" / "lfw_subset.npy")
     images = torch.from_numpy(pixels).float()[:, None]
     labels = torch.cat([torch.ones(100), torch.zeros(100)]).long()
-    return split(images, labels, ("background", "face"), 0.25, seed, "Labeled Faces in the Wild, subset of scikit-image")
+    return split(
+        images,
+        labels,
+        ("background", "face"),
+        0.25,
+        seed,
+        "Labeled Faces in the Wild, subset of scikit-image",
+    )
 
 
 def stereo(size: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -219,7 +281,12 @@ def stereo(size: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     check_integer("size", size, 8)
     height, width = left.shape[1:]
     shape = (round(height * size / width), size)
-    left, right = (F.interpolate(x[None], shape, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1) for x in (left, right))
+    left, right = (
+        F.interpolate(x[None], shape, mode="bilinear", antialias=True, align_corners=False)[
+            0
+        ].clamp(0, 1)
+        for x in (left, right)
+    )
     disparity = F.interpolate(disparity[None, None], shape, mode="nearest")[0, 0] * (size / width)
     return left, right, disparity
 
@@ -240,9 +307,13 @@ def far_pairs(size: int = 32, n: int = 2048, seed: int = 0, noise: float = 0.3) 
     images = rng.normal(0, noise, (n, 1, size, size)).astype(np.float32)
     signs = rng.choice((-1, 1), (n, 2))
     starts = rng.integers(0, 3, (n, 2, 2))
-    for image, (first, second), ((top, left), (bottom, right)) in zip(images[:, 0], signs, starts, strict=True):
+    for image, (first, second), ((top, left), (bottom, right)) in zip(
+        images[:, 0], signs, starts, strict=True
+    ):
         image[top : top + side, left : left + side] += 2 * first
-        image[size - bottom - side : size - bottom, size - right - side : size - right] += 2 * second
+        image[size - bottom - side : size - bottom, size - right - side : size - right] += (
+            2 * second
+        )
     labels = torch.from_numpy((signs[:, 0] == signs[:, 1]).astype(np.int64))
     return split(torch.from_numpy(images), labels, ("different", "equal"), 0.25, seed, "procedural")
 
@@ -266,9 +337,22 @@ class Scenes:
         if size > extent:
             raise ValueError(f"size={size} is larger than the scenes ({extent})")
         rng = np.random.default_rng(seed)
-        which, top, left = rng.integers(0, len(self.images), n), *rng.integers(0, extent - size + 1, (2, n))
-        images = torch.stack([self.images[i, :, t : t + size, s : s + size] for i, t, s in zip(which, top, left, strict=True)])
-        pixels = torch.stack([self.labels[i, t : t + size, s : s + size] for i, t, s in zip(which, top, left, strict=True)])
+        which, top, left = (
+            rng.integers(0, len(self.images), n),
+            *rng.integers(0, extent - size + 1, (2, n)),
+        )
+        images = torch.stack(
+            [
+                self.images[i, :, t : t + size, s : s + size]
+                for i, t, s in zip(which, top, left, strict=True)
+            ]
+        )
+        pixels = torch.stack(
+            [
+                self.labels[i, t : t + size, s : s + size]
+                for i, t, s in zip(which, top, left, strict=True)
+            ]
+        )
         present = F.one_hot(pixels.flatten(1), len(self.classes)).sum(1) > least
         return split(images, present.float(), self.classes, 0.25, seed, "procedural")
 
@@ -312,7 +396,9 @@ def paint(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
         pattern = ((y % 1 - 0.5) ** 2 + (x % 1 - 0.5) ** 2 < 0.09).astype(np.float32)
     elif kind == "rings":
         centre = rng.uniform(0, size, 2)
-        pattern = 0.5 + 0.5 * np.sin(2 * np.pi * np.hypot(row - centre[0], column - centre[1]) / period)
+        pattern = 0.5 + 0.5 * np.sin(
+            2 * np.pi * np.hypot(row - centre[0], column - centre[1]) / period
+        )
     elif kind == "noise":
         pattern = rng.random((size, size))
     else:
@@ -359,8 +445,12 @@ def patch_retrieval(queries: str = "sketch", seed: int = 0) -> Retrieval:
     rng = np.random.default_rng(seed)
     patches = []
     for file, _ in PHOTOS.values():
-        windows = np.lib.stride_tricks.sliding_window_view(read_bundled(file).permute(1, 2, 0).numpy(), (8, 8), axis=(0, 1))  # (y, x, 3, 8, 8)
-        drawn = windows[rng.integers(0, windows.shape[0], 1200), rng.integers(0, windows.shape[1], 1200)]
+        windows = np.lib.stride_tricks.sliding_window_view(
+            read_bundled(file).permute(1, 2, 0).numpy(), (8, 8), axis=(0, 1)
+        )  # (y, x, 3, 8, 8)
+        drawn = windows[
+            rng.integers(0, windows.shape[0], 1200), rng.integers(0, windows.shape[1], 1200)
+        ]
         patches.append(drawn[drawn.mean(1).std((1, 2)) >= 0.02][:400].transpose(0, 2, 3, 1))
     patches = np.concatenate(patches)
     unit = lambda x: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)  # noqa: E731
@@ -371,7 +461,13 @@ def patch_retrieval(queries: str = "sketch", seed: int = 0) -> Retrieval:
         seen = np.repeat((grey - gaussian_filter(grey, (0, 1.5, 1.5)))[..., None], 3, 3)
     noisy = unit(seen.reshape(1000, -1))
     noisy = unit(noisy + 0.02 * rng.standard_normal(noisy.shape))
-    return Retrieval(unit(patches.reshape(len(patches), -1)), noisy[:600], noisy[600:], patches, "patches of scikit-image photographs")
+    return Retrieval(
+        unit(patches.reshape(len(patches), -1)),
+        noisy[:600],
+        noisy[600:],
+        patches,
+        "patches of scikit-image photographs",
+    )
 
 
 def check_integer(name: str, value: int, least: int) -> None:

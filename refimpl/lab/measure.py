@@ -20,8 +20,6 @@ from torch.utils.benchmark import Timer
 from torch.utils.benchmark import timer as timer_clock
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from refimpl.lab import show
-
 
 @dataclass(frozen=True)
 class Timing:
@@ -54,7 +52,9 @@ class Comparison:
         for timing in self.timings:
             if timing.name == name:
                 return timing
-        raise ValueError(f"no form {name!r} was timed; there are {', '.join(repr(t.name) for t in self.timings)}")
+        raise ValueError(
+            f"no form {name!r} was timed; there are {', '.join(repr(t.name) for t in self.timings)}"
+        )
 
     def rows(self) -> list[dict[str, str]]:
         return [
@@ -71,16 +71,6 @@ class Comparison:
         what = "Processor time" if self.processor_time else "Time"
         return f"{what} of a call: {self.rounds} rounds in turns, {self.threads} thread{'s' if self.threads != 1 else ''}"
 
-    def show(self) -> None:
-        """Display as a table."""
-        show.table(self.rows(), self.caption())
-
-    def __repr__(self) -> str:
-        return show.table_text(self.rows(), self.caption())
-
-    def _repr_html_(self) -> str:
-        return show.table_html(self.rows(), self.caption())
-
 
 def duration(seconds: float) -> str:
     """Three digits with a fitting unit: `1.23 ms`."""
@@ -90,7 +80,13 @@ def duration(seconds: float) -> str:
     raise AssertionError("unreachable")
 
 
-def compare(forms: Mapping[str, Callable[[], object]], rounds: int = 9, threads: int = 1, min_time: float = 0.02, processor_time: bool = False) -> Comparison:
+def compare(
+    forms: Mapping[str, Callable[[], object]],
+    rounds: int = 9,
+    threads: int = 1,
+    min_time: float = 0.02,
+    processor_time: bool = False,
+) -> Comparison:
     """Time several forms of one computation fairly: in turns (A B C, C B A, …), so that a drift of the machine hits all alike.
 
     forms: name → function without arguments; the first is the reference of the ratios. min_time: seconds that each form runs
@@ -102,14 +98,21 @@ def compare(forms: Mapping[str, Callable[[], object]], rounds: int = 9, threads:
         raise ValueError("compare: forms is empty; give a dictionary of name → function")
     for name, form in forms.items():
         if not callable(form):
-            raise ValueError(f"compare: the form {name!r} is {type(form).__name__}, wanted a function without arguments")
+            raise ValueError(
+                f"compare: the form {name!r} is {type(form).__name__}, wanted a function without arguments"
+            )
     if rounds < 3:
         raise ValueError(f"compare: rounds={rounds} must be at least 3")
     if threads < 1 or min_time < 0:
-        raise ValueError(f"compare: threads={threads} must be at least 1 and min_time={min_time} not negative")
+        raise ValueError(
+            f"compare: threads={threads} must be at least 1 and min_time={min_time} not negative"
+        )
     with torch.no_grad():
         clock = time.process_time if processor_time else timer_clock
-        timers = {name: Timer("form()", globals={"form": form}, num_threads=threads, timer=clock) for name, form in forms.items()}
+        timers = {
+            name: Timer("form()", globals={"form": form}, num_threads=threads, timer=clock)
+            for name, form in forms.items()
+        }
         calls = {}
         for name, timer in timers.items():
             timer.timeit(1)  # the first call allocates and picks kernels
@@ -156,7 +159,7 @@ def macs(model: nn.Module | Callable, *inputs: torch.Tensor, attention: bool = T
     figures were recorded); products that a model writes out are always counted. Modules are counted in evaluation mode.
     """
     count = count_fused if attention else (lambda *args, out_shape=None, **kwargs: 0)
-    counter = FlopCounterMode(display=False, custom_mapping={op: count for op in FUSED_ATTENTION})
+    counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(FUSED_ATTENTION, count))
     with evaluating(model), torch.no_grad(), counter:
         model(*inputs)
     return counter.get_total_flops() // 2
@@ -184,7 +187,11 @@ class LiveBytes(TorchDispatchMode):
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        given = {
+            t.untyped_storage()._cdata
+            for t in tree_leaves((args, kwargs))
+            if isinstance(t, torch.Tensor)
+        }
         result = func(*args, **(kwargs or {}))
         for t in tree_leaves(result):
             if isinstance(t, torch.Tensor):
@@ -226,7 +233,17 @@ KINDS = {  # kind of work -> pieces of operator names; the first that fits count
     "matrix product": ("mm", "matmul", "linear", "einsum", "dot"),
     "normalisation": ("norm",),
     "softmax": ("softmax",),
-    "copies and reshapes": (*MOVES.split(), "resolve", "empty", "zeros", "resize", "fill", "flatten", "::to", "::t"),
+    "copies and reshapes": (
+        *MOVES.split(),
+        "resolve",
+        "empty",
+        "zeros",
+        "resize",
+        "fill",
+        "flatten",
+        "::to",
+        "::t",
+    ),
 }
 
 
@@ -239,12 +256,17 @@ def operator_times(function: Callable[[], object], rounds: int = 7) -> dict[str,
 
     if rounds < 1:
         raise ValueError(f"operator_times: rounds={rounds} must be at least 1")
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
+    activities = [ProfilerActivity.CPU] + (
+        [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+    )
     found: dict[str, list[float]] = {}
     with torch.no_grad():
         function()
         for _ in range(rounds):
-            with silent_stderr(), profile(activities=activities) as recorded:  # the profiler's C++ part writes two lines about itself
+            with (
+                silent_stderr(),
+                profile(activities=activities) as recorded,
+            ):  # the profiler's C++ part writes two lines about itself
                 function()
             for event in recorded.key_averages():
                 own = getattr(event, "self_device_time_total", 0) or event.self_cpu_time_total
@@ -259,7 +281,9 @@ def by_kind(times: Mapping[str, float]) -> dict[str, float]:
     total: dict[str, float] = {}
     for name, seconds in times.items():
         fits = lambda part: name.endswith(part) if part.startswith("::") else part in name  # noqa: B023, E731
-        kind = next((kind for kind, parts in KINDS.items() if any(map(fits, parts))), "element-wise")
+        kind = next(
+            (kind for kind, parts in KINDS.items() if any(map(fits, parts))), "element-wise"
+        )
         total[kind] = total.get(kind, 0.0) + seconds
     return dict(sorted(total.items(), key=lambda item: -item[1]))
 
@@ -300,7 +324,9 @@ class Ceilings:
         return asdict(self)
 
 
-def ceilings(threads: int = 1, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Ceilings:
+def ceilings(
+    threads: int = 1, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Ceilings:
     """Measure this machine's ceilings in about a second: a square matrix product, and a copy far larger than the caches."""
     side, length = (1024, 16 * 2**20) if torch.device(device).type == "cpu" else (4096, 256 * 2**20)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -308,10 +334,14 @@ def ceilings(threads: int = 1, device: torch.device | str = "cpu", dtype: torch.
     source = torch.ones(length, device=device)
     target = torch.empty_like(source)
 
-    clock = time.process_time if threads == 1 and torch.device(device).type == "cpu" else timer_clock  # the same unless the machine is busy
+    clock = (
+        time.process_time if threads == 1 and torch.device(device).type == "cpu" else timer_clock
+    )  # the same unless the machine is busy
 
     def best(function: Callable[[], object], repeats: int) -> float:
-        timer = Timer("function()", globals={"function": function}, num_threads=threads, timer=clock)
+        timer = Timer(
+            "function()", globals={"function": function}, num_threads=threads, timer=clock
+        )
         timer.timeit(1)
         return min(timer.timeit(1).median for _ in range(repeats))
 
@@ -330,7 +360,9 @@ def ceilings(threads: int = 1, device: torch.device | str = "cpu", dtype: torch.
 def machine(device: torch.device | str = "cpu") -> dict[str, str | int]:
     """This machine in words: processor name, cores, PyTorch's threads and version, system, date."""
     return {
-        "name": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else processor(),
+        "name": torch.cuda.get_device_name(device)
+        if torch.device(device).type == "cuda"
+        else processor(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -344,7 +376,9 @@ def processor() -> str:
     """The processor's name as the system gives it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+            names = [
+                line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+            ]
         if names:
             return names[0]
     except OSError:

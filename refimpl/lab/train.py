@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refimpl.lab import show
 from refimpl.lab.data import Dataset
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -58,16 +57,29 @@ def standard_loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 def standard_metric(outputs: Tensor, labels: Tensor) -> Tensor:
     """Share of right answers: top-1 for integer labels, right signs for float labels of 0 and 1. One number per sample."""
-    right = (outputs > 0) == (labels > 0.5) if labels.is_floating_point() else outputs.argmax(1) == labels
+    right = (
+        (outputs > 0) == (labels > 0.5)
+        if labels.is_floating_point()
+        else outputs.argmax(1) == labels
+    )
     return right.float().flatten(1).mean(1) if right.dim() > 1 else right.float()
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, metric: Metric = standard_metric, batch_size: int = 256) -> float:
+def evaluate(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    metric: Metric = standard_metric,
+    batch_size: int = 256,
+) -> float:
     """Mean of `metric` over a set, in evaluation mode (the model's own mode comes back afterwards)."""
     device, training = device_of(model), model.training
     model.eval()
-    scores = [metric(model(x.to(device)), y.to(device)).cpu() for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)]
+    scores = [
+        metric(model(x.to(device)), y.to(device)).cpu()
+        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    ]
     model.train(training)
     return torch.cat(scores).mean().item()
 
@@ -100,25 +112,41 @@ def fit(
     if (steps is None) == (epochs is None):
         raise ValueError(f"fit: give either steps or epochs, got steps={steps} and epochs={epochs}")
     if not isinstance(data, Dataset):
-        raise ValueError(f"fit: data is {type(data).__name__}, wanted a lab.data.Dataset; build one with lab.data.split(images, labels, classes)")
+        raise ValueError(
+            f"fit: data is {type(data).__name__}, wanted a lab.data.Dataset; build one with lab.data.split(images, labels, classes)"
+        )
     count = len(data.train_images)
     if not 1 <= batch_size <= count:
-        raise ValueError(f"fit: batch_size={batch_size} must be between 1 and the {count} training images")
+        raise ValueError(
+            f"fit: batch_size={batch_size} must be between 1 and the {count} training images"
+        )
     steps = steps if steps is not None else epochs * (count // batch_size)
-    for name, value, least in (("steps", steps, 1), ("lr", lr, 0), ("weight_decay", weight_decay, 0), ("eval_every", eval_every or 1, 1)):
+    for name, value, least in (
+        ("steps", steps, 1),
+        ("lr", lr, 0),
+        ("weight_decay", weight_decay, 0),
+        ("eval_every", eval_every or 1, 1),
+    ):
         if value < least:
             raise ValueError(f"fit: {name}={value} must be at least {least}")
     if not 0 <= warmup < 1:
-        raise ValueError(f"fit: warmup={warmup} must be a share of the steps, from 0 up to but not including 1")
+        raise ValueError(
+            f"fit: warmup={warmup} must be a share of the steps, from 0 up to but not including 1"
+        )
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(device).train()
     images, labels = data.train_images.to(device), data.train_labels.to(device)
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step, steps, warmup))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: factor(step, steps, warmup)
+    )
     batches = endless_batches(count, batch_size, torch.Generator().manual_seed(seed))
     history, start = History(label), time.perf_counter()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), progress(steps, label) as bar:
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        progress(steps, label) as bar,
+    ):
         torch.manual_seed(seed)
         for step in range(1, steps + 1):
             batch = next(batches).to(device)
@@ -166,6 +194,12 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
+def in_notebook() -> bool:
+    """Whether a Jupyter kernel (JupyterLab, Colab, papermill, nbval) runs this code."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
 class CellLine:
     """A text stream for tqdm that rewrites one line of a notebook's output, so that a stored notebook keeps the last line only."""
 
@@ -188,9 +222,17 @@ class progress:
     def __init__(self, total: int, label: str = ""):
         from tqdm import tqdm
 
-        self.stream = CellLine() if show.in_notebook() else None
+        self.stream = CellLine() if in_notebook() else None
         off = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
-        self.bar = tqdm(total=total, desc=label or None, file=self.stream or sys.stderr, leave=False, mininterval=0.5, ncols=80, disable=off)
+        self.bar = tqdm(
+            total=total,
+            desc=label or None,
+            file=self.stream or sys.stderr,
+            leave=False,
+            mininterval=0.5,
+            ncols=80,
+            disable=off,
+        )
 
     def __enter__(self) -> progress:
         return self

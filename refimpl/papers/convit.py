@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from refimpl import weights
-from refimpl.bases.vit import Block, check_transformer, init_weights, read_alone
-from refimpl.layers import Attend, Layout, PatchEmbed, attention_map, check_heads, linear
+from refimpl import checks, weights
+from refimpl.bases.deit import Block, check_transformer, init_weights, read_alone
+from refimpl.layers import Layout, PatchEmbed, Probe, attention_map, linear
 
 
 def relative_features(rows: int, cols: int) -> Tensor:
@@ -45,7 +45,9 @@ def grid_of(n: int, layout: Layout | None) -> tuple[int, int]:
     """Rows and columns of n patch tokens: the layout's, else a square."""
     grid = layout.grid if layout else (math.isqrt(n), math.isqrt(n))
     if grid[0] * grid[1] != n:
-        raise ValueError(f"{n} tokens don't fill a grid of {grid[0]}×{grid[1]}; GPSA wants patch tokens alone, on a square grid unless a layout says otherwise")
+        raise ValueError(
+            f"{n} tokens don't fill a grid of {grid[0]}×{grid[1]}; GPSA wants patch tokens alone, on a square grid unless a layout says otherwise"
+        )
     return grid
 
 
@@ -58,9 +60,16 @@ class GPSA(nn.Module):
 
     name_maps: dict[str, weights.Rules] = {"official": [], "timm": []}
 
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = False, locality_strength: float = 1.0):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = False,
+        locality_strength: float = 1.0,
+        layout: Layout | None = None,
+    ):
         super().__init__()
-        check_heads(dim, num_heads)
+        checks.heads(dim, num_heads)
         if not locality_strength > 0:
             raise ValueError(f"locality_strength={locality_strength} must be above 0")
         self.num_heads = num_heads
@@ -70,7 +79,7 @@ class GPSA(nn.Module):
         self.pos_proj.bias.requires_grad_(False)
         self.gating_param = nn.Parameter(torch.ones(num_heads))  # λ_h
         self.proj = nn.Linear(dim, dim)
-        self.attend = Attend()
+        self.probe = Probe(layout)
         self.apply(init_weights)
         self.init_local(locality_strength)
 
@@ -80,7 +89,9 @@ class GPSA(nn.Module):
         nn.init.eye_(self.v.weight)
         k = math.isqrt(self.num_heads)
         head = torch.arange(k * k)
-        centre = torch.stack([head // k, head % k], 1) - (k - 1) / 2  # (Δ_col, Δ_row); rows run fastest
+        centre = (
+            torch.stack([head // k, head % k], 1) - (k - 1) / 2
+        )  # (Δ_col, Δ_row); rows run fastest
         self.pos_proj.weight[: k * k] = torch.cat([2 * centre, -torch.ones(k * k, 1)], 1)
         self.pos_proj.weight *= locality_strength
         nn.init.ones_(self.gating_param)
@@ -109,17 +120,21 @@ class GPSA(nn.Module):
         """P: (heads, n, n)."""
         return kron(*self.positional_factors(rows, cols))
 
-    def forward(self, x: Tensor, layout: Layout | None = None) -> Tensor:
-        grid = grid_of(x.shape[1], layout)
-        q, k = self.qk(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (b, heads, n, d) each
+    def forward(self, x: Tensor) -> Tensor:
+        grid = grid_of(x.shape[1], self.probe.layout)
+        q, k = (
+            self.qk(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # (b, heads, n, d) each
         v = self.v(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         p_row, p_col = self.positional_factors(*grid)
         gate = self.gate()[:, None, None]
-        self.attend.observe(lambda: gated_map(q, k, p_row, p_col, gate), layout or Layout(grid))
+        self.probe(lambda: gated_map(q, k, p_row, p_col, gate))
         return self.proj(gated_attention(q, k, v, p_row, p_col, gate))
 
 
-def gated_attention(q: Tensor, k: Tensor, v: Tensor, p_row: Tensor, p_col: Tensor, gate: Tensor) -> Tensor:
+def gated_attention(
+    q: Tensor, k: Tensor, v: Tensor, p_row: Tensor, p_col: Tensor, gate: Tensor
+) -> Tensor:
     """(1 − σ) S v + σ P v of all heads, without S and without P: q, k, v (b, heads, n, d), gate (heads, 1, 1) -> (b, n, heads · d)."""
     b, heads, n, d = v.shape
     rows, cols = p_row.shape[-1], p_col.shape[-1]
@@ -131,12 +146,17 @@ def gated_attention(q: Tensor, k: Tensor, v: Tensor, p_row: Tensor, p_col: Tenso
 
 def gated_map(q: Tensor, k: Tensor, p_row: Tensor, p_col: Tensor, gate: Tensor) -> Tensor:
     """A = (1 − σ) S + σ P in full, to be looked at: (b, heads, n, n)."""
-    return torch.lerp(attention_map(q, k, None, 1 / math.sqrt(q.shape[-1])), kron(p_row, p_col), gate)
+    return torch.lerp(
+        attention_map(q, k, None, 1 / math.sqrt(q.shape[-1])), kron(p_row, p_col), gate
+    )
 
 
 def kron(p_row: Tensor, p_col: Tensor) -> Tensor:
     """P from its factors: (heads, n, n)."""
-    return rearrange(p_row[:, :, None, :, None] * p_col[:, None, :, None, :], "heads i k j l -> heads (i k) (j l)")
+    return rearrange(
+        p_row[:, :, None, :, None] * p_col[:, None, :, None, :],
+        "heads i k j l -> heads (i k) (j l)",
+    )
 
 
 class FixedGPSA(nn.Module):
@@ -147,13 +167,17 @@ class FixedGPSA(nn.Module):
         self.num_heads = layer.num_heads
         biases = None if layer.v.bias is None else torch.cat([layer.qk.bias, layer.v.bias])
         self.qkv = linear(torch.cat([layer.qk.weight, layer.v.weight]), biases)
-        for name, tensor in zip(("p_row", "p_col", "gate"), (*layer.positional_factors(*grid), layer.gate()[:, None, None]), strict=True):
+        for name, tensor in zip(
+            ("p_row", "p_col", "gate"),
+            (*layer.positional_factors(*grid), layer.gate()[:, None, None]),
+            strict=True,
+        ):
             self.register_buffer(name, tensor.detach())
-        self.attend, self.proj = layer.attend, layer.proj
+        self.probe, self.proj = layer.probe, layer.proj
 
-    def forward(self, x: Tensor, layout: Layout | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        self.attend.observe(lambda: gated_map(q, k, self.p_row, self.p_col, self.gate), layout)
+        self.probe(lambda: gated_map(q, k, self.p_row, self.p_col, self.gate))
         return self.proj(gated_attention(q, k, v, self.p_row, self.p_col, self.gate))
 
 
@@ -191,9 +215,10 @@ class ConViT(nn.Module):
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         grid = (self.patch_embed.grid_size,) * 2
-        self.layouts = Layout(grid), Layout(grid, prefix=1)  # before and after the class token joins
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches, embed_dim))  # none for the class token
+        self.pos_embed = nn.Parameter(
+            torch.zeros(1, self.patch_embed.num_patches, embed_dim)
+        )  # none for the class token
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
@@ -201,7 +226,10 @@ class ConViT(nn.Module):
                 mlp_ratio,
                 qkv_bias,
                 drop_path * i / max(depth - 1, 1),
-                attn=GPSA(embed_dim, num_heads, qkv_bias, locality_strength) if i < local_up_to_layer else None,
+                attn=GPSA(embed_dim, num_heads, qkv_bias, locality_strength, Layout(grid))
+                if i < local_up_to_layer
+                else None,
+                layout=Layout(grid, prefix=1),  # the class token has joined
             )
             for i in range(depth)
         )
@@ -219,7 +247,7 @@ class ConViT(nn.Module):
         for i, block in enumerate(self.blocks):
             if i == self.local_up_to_layer:
                 x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
-            x = block(x, self.layouts[i >= self.local_up_to_layer])
+            x = block(x)
         return self.norm(x)
 
     def forward_head(self, tokens: Tensor) -> Tensor:
@@ -247,7 +275,9 @@ def non_locality(attention: Tensor, rows: int, cols: int) -> Tensor:
     D_h = 1/n Σ_i Σ_j A_hij ‖δ_ij‖, A averaged over the batch. Uniform attention gives the grid's mean distance (7.28 on 14×14).
     """
     if attention.shape[-1] != rows * cols or attention.shape[-2] != rows * cols:
-        raise ValueError(f"attention is {tuple(attention.shape)}; a {rows}×{cols} grid wants its last two axes to be {rows * cols} (leave the class token out)")
+        raise ValueError(
+            f"attention is {tuple(attention.shape)}; a {rows}×{cols} grid wants its last two axes to be {rows * cols} (leave the class token out)"
+        )
     distance = relative_features(rows, cols)[..., 2].sqrt().to(attention)
     return (attention.mean(0) * distance).sum((-2, -1)) / (rows * cols)
 
@@ -261,10 +291,4 @@ VARIANTS: dict[str, dict] = {
     "base": dict(embed_dim=768, num_heads=16),
     "base_plus": dict(embed_dim=1024, num_heads=16),
 }
-
-
-def create(variant: str, **kwargs) -> ConViT:
-    """A model of `VARIANTS` with random weights; `kwargs` override the variant's own."""
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown ConViT variant {variant!r}; there are {', '.join(VARIANTS)}")
-    return ConViT(**VARIANTS[variant] | kwargs)
+MODEL = ConViT

@@ -31,7 +31,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from refimpl import weights
-from refimpl.bases.vit import Block, resample_positions
+from refimpl.bases.deit import Block, resample_positions
 from refimpl.kernels.grid_encode import geometric_scales, grid_encode, table_rows
 from refimpl.layers import Layout
 
@@ -52,7 +52,13 @@ class Crop:
     flip: bool = False
 
 
-def sample_crop(height: int, width: int, g: torch.Generator, area: tuple[float, float] = (0.1, 0.5), aspect: tuple[float, float] = (3 / 4, 4 / 3)) -> Crop:
+def sample_crop(
+    height: int,
+    width: int,
+    g: torch.Generator,
+    area: tuple[float, float] = (0.1, 0.5),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Crop:
     """A random crop: share of the image's area uniform, aspect ratio log-uniform, mirrored every other time."""
     uniform = lambda low, high: torch.empty(()).uniform_(low, high, generator=g).item()  # noqa: E731
     flip = uniform(0, 1) < 0.5
@@ -60,7 +66,9 @@ def sample_crop(height: int, width: int, g: torch.Generator, area: tuple[float, 
         pixels, ratio = height * width * uniform(*area), math.exp(uniform(*map(math.log, aspect)))
         w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
         if 0 < w <= width and 0 < h <= height:
-            top, left = (int(torch.randint(0, free + 1, (), generator=g)) for free in (height - h, width - w))
+            top, left = (
+                int(torch.randint(0, free + 1, (), generator=g)) for free in (height - h, width - w)
+            )
             return Crop(top, left, h, w, flip)
     side = min(height, width)
     return Crop((height - side) // 2, (width - side) // 2, side, side, flip)
@@ -77,7 +85,9 @@ def patch_coords(crop: Crop, image_size: tuple[int, int], patches: tuple[int, in
     return torch.stack(torch.meshgrid(x.flip(0) if crop.flip else x, y, indexing="xy"), -1)
 
 
-def make_views(image: Tensor, num_views: int, patches: tuple[int, int], g: torch.Generator) -> tuple[Tensor, Tensor]:
+def make_views(
+    image: Tensor, num_views: int, patches: tuple[int, int], g: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Random views of an image (c, H, W), each resized to its size, and the whole image last.
 
     Returns images (num_views + 1, c, H, W) and patch coordinates (num_views + 1, rows, cols, 2).
@@ -94,7 +104,9 @@ def make_views(image: Tensor, num_views: int, patches: tuple[int, int], g: torch
         view = F.interpolate(view, size, mode="bicubic", antialias=True, align_corners=False)[0]
         views.append(view.flip(-1) if crop.flip else view)
     whole = Crop(0, 0, *size)
-    return torch.stack([*views, image]), torch.stack([patch_coords(crop, size, patches) for crop in [*crops, whole]])
+    return torch.stack([*views, image]), torch.stack(
+        [patch_coords(crop, size, patches) for crop in [*crops, whole]]
+    )
 
 
 # ---- Stage 1: one image at a time
@@ -113,9 +125,20 @@ class NeuralField(nn.Module):
         max_entries: int = 2**20,
     ):
         super().__init__()
-        self.scales, self.max_entries = geometric_scales(num_levels, base_resolution, max_resolution), max_entries
-        self.table = nn.Parameter(torch.empty(table_rows(self.scales, max_entries), features_per_level).uniform_(-1e-4, 1e-4))
-        self.mlp = nn.Sequential(nn.Linear(num_levels * features_per_level, feat_dim // 2), nn.ReLU(), nn.Linear(feat_dim // 2, feat_dim))
+        self.scales, self.max_entries = (
+            geometric_scales(num_levels, base_resolution, max_resolution),
+            max_entries,
+        )
+        self.table = nn.Parameter(
+            torch.empty(table_rows(self.scales, max_entries), features_per_level).uniform_(
+                -1e-4, 1e-4
+            )
+        )
+        self.mlp = nn.Sequential(
+            nn.Linear(num_levels * features_per_level, feat_dim // 2),
+            nn.ReLU(),
+            nn.Linear(feat_dim // 2, feat_dim),
+        )
 
     def forward(self, coords: Tensor) -> Tensor:
         encoded = grid_encode(coords.reshape(-1, 2), self.table, self.scales, self.max_entries)
@@ -130,15 +153,27 @@ class ArtifactModel(nn.Module):
     def __init__(self, feat_dim: int, noise_map_height: int, noise_map_width: int):
         super().__init__()
         if min(noise_map_height, noise_map_width) < 1 or feat_dim < 4:
-            raise ValueError(f"noise map {noise_map_height}×{noise_map_width} and feat_dim={feat_dim}: wanted at least 1×1 and 4")
-        self.shared_artifacts = nn.Parameter(0.02 * torch.randn(1, feat_dim, noise_map_height, noise_map_width))  # G
+            raise ValueError(
+                f"noise map {noise_map_height}×{noise_map_width} and feat_dim={feat_dim}: wanted at least 1×1 and 4"
+            )
+        self.shared_artifacts = nn.Parameter(
+            0.02 * torch.randn(1, feat_dim, noise_map_height, noise_map_width)
+        )  # G
         quarter = feat_dim // 4
-        layers = nn.Linear(feat_dim, quarter), nn.ReLU(), nn.Linear(quarter, quarter), nn.ReLU(), nn.Linear(quarter, feat_dim)
+        layers = (
+            nn.Linear(feat_dim, quarter),
+            nn.ReLU(),
+            nn.Linear(quarter, quarter),
+            nn.ReLU(),
+            nn.Linear(quarter, feat_dim),
+        )
         self.residual_predictor = nn.Sequential(*layers)  # h
 
     def artifact(self, coords: Tensor) -> Tensor:
         """G at (x, y) in [−1, 1]², −1 and 1 being the outer patches: (n, 2) -> (n, c)."""
-        sampled = F.grid_sample(self.shared_artifacts, coords[None, None], mode="bilinear", align_corners=True)
+        sampled = F.grid_sample(
+            self.shared_artifacts, coords[None, None], mode="bilinear", align_corners=True
+        )
         return rearrange(sampled, "1 c 1 n -> n c")
 
     def artifact_map(self) -> Tensor:
@@ -148,7 +183,13 @@ class ArtifactModel(nn.Module):
     def decompose(self, raw: Tensor, field: Tensor) -> dict[str, Tensor]:
         """Every part on the full grid, for raw features and F of shape (1, h, w, c). `field` itself is what DVT keeps, not raw − G − h."""
         artifact, residual = self.artifact_map(), self.residual_predictor(raw)
-        return dict(field=field, artifact=artifact, residual=residual, predicted=field + artifact + residual, subtracted=raw - artifact - residual)
+        return dict(
+            field=field,
+            artifact=artifact,
+            residual=residual,
+            predicted=field + artifact + residual,
+            subtracted=raw - artifact - residual,
+        )
 
 
 def artifact_coords(patches: tuple[int, int]) -> Tensor:
@@ -159,11 +200,16 @@ def artifact_coords(patches: tuple[int, int]) -> Tensor:
 
 def fitting_loss(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Squared error and cosine distance of features (…, c), each averaged over patches."""
-    l2, cosine = F.mse_loss(predicted, target), 1 - F.cosine_similarity(predicted, target, dim=-1).mean()
+    l2, cosine = (
+        F.mse_loss(predicted, target),
+        1 - F.cosine_similarity(predicted, target, dim=-1).mean(),
+    )
     return dict(patch_l2_loss=l2, cosine_similarity_loss=cosine, loss=l2 + cosine)
 
 
-def stage1_loss(raw: Tensor, field: Tensor, artifact: Tensor, residual: Tensor | None = None) -> dict[str, Tensor]:
+def stage1_loss(
+    raw: Tensor, field: Tensor, artifact: Tensor, residual: Tensor | None = None
+) -> dict[str, Tensor]:
     """The terms and their sum, all (n, c). `residual` = h(raw) is given in the second phase.
 
     The target of h and h inside the prediction are detached: no gradient passes between h and the other two.
@@ -173,14 +219,20 @@ def stage1_loss(raw: Tensor, field: Tensor, artifact: Tensor, residual: Tensor |
     losses = fitting_loss(field + artifact + residual.detach(), raw)
     losses["residual_loss"] = 0.1 * F.mse_loss(residual, (raw - field - artifact).detach())
     losses["residual_sparsity_loss"] = 0.02 * residual.abs().mean()
-    return losses | dict(loss=losses["loss"] + losses["residual_loss"] + losses["residual_sparsity_loss"])
+    return losses | dict(
+        loss=losses["loss"] + losses["residual_loss"] + losses["residual_sparsity_loss"]
+    )
 
 
-def stage1_lr(step: int, num_steps: int = 25000, warmup: int = 2500, lr: float = 0.01, min_lr: float = 0.001) -> float:
+def stage1_lr(
+    step: int, num_steps: int = 25000, warmup: int = 2500, lr: float = 0.01, min_lr: float = 0.001
+) -> float:
     """Linear warm-up from 0, then a half cosine down to `min_lr`."""
     if step < warmup:
         return lr * step / warmup
-    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
+    return min_lr + (lr - min_lr) * 0.5 * (
+        1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup))
+    )
 
 
 def fit_image(
@@ -201,17 +253,28 @@ def fit_image(
     The official code scales the loss by 2^10 without scaling back, which Adam undoes but for a weaker weight decay; left out here.
     """
     if raw.shape[:-1] != coords.shape[:-1] or coords.shape[-1] != 2:
-        raise ValueError(f"raw {tuple(raw.shape)} and coords {tuple(coords.shape)}: wanted (views, h, w, c) and (views, h, w, 2)")
+        raise ValueError(
+            f"raw {tuple(raw.shape)} and coords {tuple(coords.shape)}: wanted (views, h, w, c) and (views, h, w, 2)"
+        )
     if num_steps < 2 or points < 1:
         raise ValueError(f"num_steps={num_steps} must be at least 2 and points={points} at least 1")
     _, rows, cols, dim = raw.shape
-    f, noise = NeuralField(dim, **field or {}).to(raw.device), ArtifactModel(dim, rows, cols).to(raw.device)
+    f, noise = (
+        NeuralField(dim, **field or {}).to(raw.device),
+        ArtifactModel(dim, rows, cols).to(raw.device),
+    )
     noise.shared_artifacts.requires_grad_(artifacts)
     if not artifacts:
         nn.init.zeros_(noise.shared_artifacts)
     places = artifact_coords((rows, cols)).to(raw).expand(len(raw), -1, -1, -1).reshape(-1, 2)
     flat, coords = raw.reshape(-1, dim), coords.reshape(-1, 2).to(raw)
-    optimizer = torch.optim.Adam([*f.parameters(), *noise.parameters()], betas=(0.9, 0.99), eps=1e-15, weight_decay=1e-5, fused=True)
+    optimizer = torch.optim.Adam(
+        [*f.parameters(), *noise.parameters()],
+        betas=(0.9, 0.99),
+        eps=1e-15,
+        weight_decay=1e-5,
+        fused=True,
+    )
     for step in range(num_steps):
         second = step > num_steps // 2
         if second:
@@ -219,7 +282,11 @@ def fit_image(
         pick = torch.randint(len(flat), (points,), generator=g).to(raw.device)
         residual = noise.residual_predictor(flat[pick]) if second else None
         losses = stage1_loss(flat[pick], f(coords[pick]), noise.artifact(places[pick]), residual)
-        update(optimizer, losses["loss"], stage1_lr(step, num_steps, max(num_steps // 10, 1), lr, lr / 10))
+        update(
+            optimizer,
+            losses["loss"],
+            stage1_lr(step, num_steps, max(num_steps // 10, 1), lr, lr / 10),
+        )
         if on_step:
             on_step(step, {name: value.item() for name, value in losses.items()})
     return f.eval(), noise.eval()
@@ -234,17 +301,38 @@ class Denoiser(nn.Module):
     Patch tokens only. The embedding belongs to a grid of noise_map_height × noise_map_width and is resampled to other grids.
     """
 
-    name_maps: dict[str, weights.Rules] = {"official": [(r"^vit\..*", None), (r"^denoiser\.(?!\d)", "blocks.0."), (r"^denoiser\.", "blocks.")]}
+    name_maps: dict[str, weights.Rules] = {
+        "official": [
+            (r"^vit\..*", None),
+            (r"^denoiser\.(?!\d)", "blocks.0."),
+            (r"^denoiser\.", "blocks."),
+        ]
+    }
 
-    def __init__(self, feat_dim: int = 768, noise_map_height: int = 37, noise_map_width: int = 37, num_blocks: int = 1, enable_pe: bool = True):
+    def __init__(
+        self,
+        feat_dim: int = 768,
+        noise_map_height: int = 37,
+        noise_map_width: int = 37,
+        num_blocks: int = 1,
+        enable_pe: bool = True,
+    ):
         super().__init__()
         if feat_dim < 64 or feat_dim % 64:
             raise ValueError(f"feat_dim={feat_dim} must be a multiple of 64, the width of a head")
         if min(noise_map_height, noise_map_width, num_blocks) < 1:
-            raise ValueError(f"noise map {noise_map_height}×{noise_map_width} and num_blocks={num_blocks}: all must be at least 1")
+            raise ValueError(
+                f"noise map {noise_map_height}×{noise_map_width} and num_blocks={num_blocks}: all must be at least 1"
+            )
         self.grid = noise_map_height, noise_map_width
-        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, noise_map_height * noise_map_width, feat_dim)) if enable_pe else None
-        self.blocks = nn.ModuleList(Block(feat_dim, feat_dim // 64) for _ in range(num_blocks))
+        self.pos_embed = (
+            nn.Parameter(0.02 * torch.randn(1, noise_map_height * noise_map_width, feat_dim))
+            if enable_pe
+            else None
+        )
+        self.blocks = nn.ModuleList(
+            Block(feat_dim, feat_dim // 64, layout=Layout(self.grid)) for _ in range(num_blocks)
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         return self.forward_features(features)
@@ -258,18 +346,22 @@ class Denoiser(nn.Module):
         if self.pos_embed is not None:
             x = x + resample_positions(self.pos_embed, self.grid, grid)
         for block in self.blocks:
-            x = block(x, Layout(grid))
+            x = block(x)
         return rearrange(x, "b (h w) c -> b h w c", h=grid[0])
 
 
-def stage2_lr(step: int, base: float, final: float = 1e-6, num_steps: int = 50000, warmup: int | None = None) -> float:
+def stage2_lr(
+    step: int, base: float, final: float = 1e-6, num_steps: int = 50000, warmup: int | None = None
+) -> float:
     """Linear warm-up from 0 to `base` over `warmup` steps (15 % of all by default), then a half cosine that would reach `final` at `num_steps`."""
     warmup = int(0.15 * num_steps) if warmup is None else warmup
     if step >= num_steps:
         return final
     if step < warmup:
         return base * step / max(warmup - 1, 1)
-    return final + (base - final) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
+    return final + (base - final) * 0.5 * (
+        1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup))
+    )
 
 
 def fit_denoiser(
@@ -284,9 +376,13 @@ def fit_denoiser(
 ) -> Denoiser:
     """Stage 2: train the denoiser on pairs (n, h, w, c) of raw features and F. `lr` defaults to the official 2e-4 √(batch_size/256)."""
     if raw.shape != clean.shape:
-        raise ValueError(f"raw {tuple(raw.shape)} and clean {tuple(clean.shape)} must have one shape")
+        raise ValueError(
+            f"raw {tuple(raw.shape)} and clean {tuple(clean.shape)} must have one shape"
+        )
     lr = 2e-4 * math.sqrt(batch_size / 256) if lr is None else lr
-    optimizer = torch.optim.AdamW(denoiser.parameters(), betas=(0.9, 0.999), weight_decay=1e-5, fused=True)
+    optimizer = torch.optim.AdamW(
+        denoiser.parameters(), betas=(0.9, 0.999), weight_decay=1e-5, fused=True
+    )
     denoiser.train()
     for step, pick in zip(range(num_steps), batches(len(raw), batch_size, g), strict=False):
         losses = fitting_loss(denoiser(raw[pick]), clean[pick])
@@ -317,10 +413,4 @@ VARIANTS: dict[str, dict] = {
     "denoiser_large": dict(feat_dim=1024),
     "denoiser_giant": dict(feat_dim=1536),
 }
-
-
-def create(variant: str, **kwargs) -> Denoiser:
-    """A denoiser of `VARIANTS` with random weights; `kwargs` override the variant's own."""
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown DVT variant {variant!r}; there are {', '.join(VARIANTS)}")
-    return Denoiser(**VARIANTS[variant] | kwargs)
+MODEL = Denoiser

@@ -29,18 +29,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refimpl import checks
 from refimpl.kernels.hsm_ssd import hsm_ssd
-from refimpl.layers import Attend, ConvNorm, Layout, Pointwise, SqueezeExcite, check_image, linear, store_by_input
+from refimpl.layers import (
+    ConvNorm,
+    Pointwise,
+    Probe,
+    SqueezeExcite,
+    linear,
+    store_by_input,
+)
 from refimpl.weights import Rules
 
 
-def nc_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, positive: bool = False, groups: int = 1) -> Tensor:
+def nc_ssd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    positive: bool = False,
+    groups: int = 1,
+) -> Tensor:
     """Non-causal SSD (VSSD, YuHengsss/VSSD @ 87b753b): the state sums all tokens, S = Σ_s w_s b_s x_sᵀ, and y_t = Sᵀ c_t + D x_t.
 
     x: (b, l, h, p); dt: (b, l, h), A, D: (h); B, C: (b, l, groups·n), head i reads group i mod groups. A token's weight is w = dt·A, with `positive` −dt·A.
     """
     x, dt = x.transpose(1, 2), dt.transpose(1, 2)[..., None]  # heads first
-    per_head = lambda m: m.unflatten(2, (groups, -1)).transpose(1, 2).repeat(1, x.shape[1] // groups, 1, 1)  # noqa: E731
+    per_head = lambda m: (
+        m.unflatten(2, (groups, -1)).transpose(1, 2).repeat(1, x.shape[1] // groups, 1, 1)
+    )  # noqa: E731
     weight = dt * A[:, None, None] * (-1 if positive else 1)
     state = per_head(B).transpose(-1, -2) @ (x * weight)
     return (per_head(C) @ state + x * D[:, None, None]).transpose(1, 2)
@@ -56,7 +75,9 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+        return F.layer_norm(
+            x.movedim(1, -1), self.weight.shape, self.weight, self.bias, self.eps
+        ).movedim(-1, 1)
 
 
 class HSMSSD(nn.Module):
@@ -72,18 +93,22 @@ class HSMSSD(nn.Module):
             raise ValueError(f"state_dim={state_dim} and expand·dim={inner} must be at least 1")
         self.state_dim = state_dim
         self.bcdt = nn.Conv2d(dim, 3 * state_dim, 1, bias=False)
-        self.dw = nn.Conv2d(3 * state_dim, 3 * state_dim, 3, padding=1, groups=3 * state_dim, bias=False)
+        self.dw = nn.Conv2d(
+            3 * state_dim, 3 * state_dim, 3, padding=1, groups=3 * state_dim, bias=False
+        )
         self.hz = nn.Parameter(torch.empty(2 * inner, dim))
         self.out = nn.Parameter(torch.empty(dim, inner))
         for weight in (self.hz, self.out):
-            nn.init.kaiming_uniform_(weight, a=5**0.5)  # torch's default for convolutions and linear layers
+            nn.init.kaiming_uniform_(
+                weight, a=5**0.5
+            )  # torch's default for convolutions and linear layers
         self.A = nn.Parameter(torch.empty(state_dim).uniform_(1, 16))
         self.D = nn.Parameter(torch.ones(1))  # δ
-        self.attend = Attend()
+        self.probe = Probe()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         B, C, dt = self.dw(self.bcdt(x)).flatten(2).chunk(3, 1)
-        self.attend.observe(lambda: importance(dt), Layout(tuple(x.shape[2:])))
+        self.probe(lambda: importance(dt), tuple(x.shape[2:]))
         y, h = hsm_ssd(x.flatten(2), dt, B, C, self.A, self.D, self.hz, self.out)
         return y.unflatten(2, x.shape[2:]), h
 
@@ -175,7 +200,10 @@ class FusionHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: list[Tensor]) -> Tensor:
-        return sum(beta * linear(x) for beta, linear, x in zip(self.weights.softmax(0), self.linears, pooled, strict=True))
+        return sum(
+            beta * linear(x)
+            for beta, linear, x in zip(self.weights.softmax(0), self.linears, pooled, strict=True)
+        )
 
 
 class EfficientViM(nn.Module):
@@ -199,20 +227,32 @@ class EfficientViM(nn.Module):
     ):
         super().__init__()
         if not len(embed_dim) == len(depths) == len(state_dim) >= 1:
-            raise ValueError(f"{embed_dim=}, {depths=} and {state_dim=} must be equally long: one entry for each stage")
+            raise ValueError(
+                f"{embed_dim=}, {depths=} and {state_dim=} must be equally long: one entry for each stage"
+            )
         if embed_dim[0] % 8:
-            raise ValueError(f"embed_dim[0]={embed_dim[0]} must be a multiple of 8: the stem starts at an eighth of it")
+            raise ValueError(
+                f"embed_dim[0]={embed_dim[0]} must be a multiple of 8: the stem starts at an eighth of it"
+            )
         if min(in_chans, num_classes, *depths, *state_dim) < 1:
-            raise ValueError(f"in_chans={in_chans}, num_classes={num_classes} and every entry of {depths=} and {state_dim=} must be at least 1")
+            raise ValueError(
+                f"in_chans={in_chans}, num_classes={num_classes} and every entry of {depths=} and {state_dim=} must be at least 1"
+            )
         if img_size < 16:
             raise ValueError(f"img_size={img_size} must be at least 16, the stride of the stem")
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
 
         widths = [in_chans, *(embed_dim[0] // n for n in (8, 4, 2, 1))]
-        stem = [layer for i in range(4) for layer in (ConvNorm(widths[i], widths[i + 1], 3, stride=2), nn.ReLU(inplace=True))]
+        stem = [
+            layer
+            for i in range(4)
+            for layer in (ConvNorm(widths[i], widths[i + 1], 3, stride=2), nn.ReLU(inplace=True))
+        ]
         self.patch_embed = nn.Sequential(*stem[:-1])
         stages = []
-        for dim, next_dim, depth, states in zip(embed_dim, [*embed_dim[1:], None], depths, state_dim, strict=True):
+        for dim, next_dim, depth, states in zip(
+            embed_dim, [*embed_dim[1:], None], depths, state_dim, strict=True
+        ):
             blocks = [Block(dim, states, mlp_ratio, ssd_expand) for _ in range(depth)]
             stages.append(Stage(blocks, PatchMerging(dim, next_dim) if next_dim else nn.Identity()))
         self.stages = nn.ModuleList(stages)
@@ -223,9 +263,11 @@ class EfficientViM(nn.Module):
 
     def forward_intermediates(self, images: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The stem's map, and of every stage the tokens before merging (b, dim, h, w) and the hidden state of its last block (b, dim, n)."""
-        check_image(images, self.in_chans)
+        checks.image(images, self.in_chans)
         if min(images.shape[2:]) < 16:
-            raise ValueError(f"images are {images.shape[2]}×{images.shape[3]} pixels, both sides must be at least 16, the stride of the stem")
+            raise ValueError(
+                f"images are {images.shape[2]}×{images.shape[3]} pixels, both sides must be at least 16, the stride of the stem"
+            )
         x = stem = self.patch_embed(images)
         maps, hidden = [], []
         for stage in self.stages:
@@ -240,7 +282,10 @@ class EfficientViM(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         _, maps, hidden = self.forward_intermediates(images)
-        pooled = [norm(x).flatten(2).mean(-1) for norm, x in zip(self.norms, [*hidden, maps[-1]], strict=True)]
+        pooled = [
+            norm(x).flatten(2).mean(-1)
+            for norm, x in zip(self.norms, [*hidden, maps[-1]], strict=True)
+        ]
         if self.head_dist is None:
             return self.head(pooled)
         pair = self.head(pooled), self.head_dist(pooled)
@@ -249,7 +294,9 @@ class EfficientViM(nn.Module):
     def fuse(self) -> EfficientViM:
         """The deployment form: a copy with batch norms and blends folded into the convolutions, A left out, maps stored channels last and
         weights of products input by input."""
-        return store_by_input(deploy(copy.deepcopy(self).eval())).to(memory_format=torch.channels_last)
+        return store_by_input(deploy(copy.deepcopy(self).eval())).to(
+            memory_format=torch.channels_last
+        )
 
     name_maps: dict[str, Rules] = {}
 
@@ -275,7 +322,9 @@ class FusedBlock(nn.Module):
     def __init__(self, block: Block):
         super().__init__()
         share = torch.sigmoid(block.alpha.detach())
-        self.dw1, self.dw2 = (absorb(dw, 1 - share[i], share[i]) for i, dw in ((0, block.dw1), (2, block.dw2)))
+        self.dw1, self.dw2 = (
+            absorb(dw, 1 - share[i], share[i]) for i, dw in ((0, block.dw1), (2, block.dw2))
+        )
         self.norm, self.mixer = block.norm, block.mixer
         self.mixer.bcdt = pointwise(self.mixer.bcdt.weight, None)
         self.mixer.A = None  # cancels
@@ -297,8 +346,14 @@ class FusedPatchMerging(nn.Module):
 
     def __init__(self, merging: PatchMerging):
         super().__init__()
-        self.dw1, self.dw2 = (absorb(dw, *torch.ones(2, len(dw.norm.weight)).to(dw.norm.weight)) for dw in (merging.dw1, merging.dw2))
-        self.conv1, self.conv3 = (pointwise(conv.weight, conv.bias) for conv in (merging.conv1.fuse(), merging.conv3.fuse()))
+        self.dw1, self.dw2 = (
+            absorb(dw, *torch.ones(2, len(dw.norm.weight)).to(dw.norm.weight))
+            for dw in (merging.dw1, merging.dw2)
+        )
+        self.conv1, self.conv3 = (
+            pointwise(conv.weight, conv.bias)
+            for conv in (merging.conv1.fuse(), merging.conv3.fuse())
+        )
         self.conv2, self.se = merging.conv2.fuse(), merging.se
 
     def forward(self, x: Tensor) -> Tensor:
@@ -340,10 +395,4 @@ VARIANTS: dict[str, dict] = {
     "m4": dict(embed_dim=(224, 320, 512), depths=(3, 4, 2), state_dim=(64, 32, 16), img_size=256),
 }
 VARIANTS |= {f"{name}_dist": kwargs | {"distillation": True} for name, kwargs in VARIANTS.items()}
-
-
-def create(variant: str, **kwargs) -> EfficientViM:
-    """EfficientViM by the paper's variant name (`"m1"` … `"m4"`, `"m1_dist"` … with the second head), randomly initialised."""
-    if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r} is not one of {', '.join(map(repr, VARIANTS))}")
-    return EfficientViM(**VARIANTS[variant] | kwargs)
+MODEL = EfficientViM

@@ -31,7 +31,17 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from refimpl.layers import Attend, ConvNorm, DropPath, Layout, Pointwise, SqueezeExcite, check_heads, check_image, linear, store_by_input
+from refimpl import checks
+from refimpl.layers import (
+    ConvNorm,
+    DropPath,
+    Layout,
+    Pointwise,
+    Probe,
+    SqueezeExcite,
+    linear,
+    store_by_input,
+)
 from refimpl.weights import Rules
 
 
@@ -40,7 +50,10 @@ def offset_index(side: int) -> Tensor:
 
     The distance is absolute, so left and right (and above and below) share a bias.
     """
-    row, col = torch.arange(side * side).div(side, rounding_mode="floor"), torch.arange(side * side) % side
+    row, col = (
+        torch.arange(side * side).div(side, rounding_mode="floor"),
+        torch.arange(side * side) % side,
+    )
     return (row[:, None] - row).abs() * side + (col[:, None] - col).abs()
 
 
@@ -50,32 +63,52 @@ class CascadedGroupAttention(nn.Module):
     `kernels[j]` is the size of head j's depthwise convolution on its queries; further entries are left unused.
     """
 
-    def __init__(self, dim: int, key_dim: int, num_heads: int, side: int, kernels: tuple[int, ...]):
+    def __init__(
+        self,
+        dim: int,
+        key_dim: int,
+        num_heads: int,
+        side: int,
+        kernels: tuple[int, ...],
+        layout: Layout | None = None,
+    ):
         super().__init__()
-        check_heads(dim, num_heads)
+        checks.heads(dim, num_heads)
         if key_dim < 1 or side < 1:
             raise ValueError(f"key_dim={key_dim} and side={side} must be at least 1")
         if len(kernels) < num_heads or any(k < 1 or k % 2 == 0 for k in kernels):
-            raise ValueError(f"kernels={tuple(kernels)} must be odd sizes, one for each of num_heads={num_heads} heads")
+            raise ValueError(
+                f"kernels={tuple(kernels)} must be odd sizes, one for each of num_heads={num_heads} heads"
+            )
         head_dim = dim // num_heads
         self.key_dim, self.num_heads = key_dim, num_heads
-        self.qkvs = nn.ModuleList(ConvNorm(head_dim, 2 * key_dim + head_dim) for _ in range(num_heads))
-        self.dws = nn.ModuleList(ConvNorm(key_dim, key_dim, k, groups=key_dim) for k in kernels[:num_heads])
+        self.qkvs = nn.ModuleList(
+            ConvNorm(head_dim, 2 * key_dim + head_dim) for _ in range(num_heads)
+        )
+        self.dws = nn.ModuleList(
+            ConvNorm(key_dim, key_dim, k, groups=key_dim) for k in kernels[:num_heads]
+        )
         self.proj = ConvNorm(dim, dim, norm_weight=0.0)
         self.attention_biases = nn.Parameter(torch.zeros(num_heads, side * side))
         self.register_buffer("offsets", offset_index(side), persistent=False)
-        self.attend = Attend()
+        self.probe = Probe(layout or Layout((side, side)))
 
-    def forward(self, x: Tensor, layout: Layout | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         side, n = x.shape[-2:], len(self.offsets)
-        biases = self.attention_biases.index_select(1, self.offsets.flatten()).view(-1, n, n)  # gathered each time: no cache to go stale
+        biases = self.attention_biases.index_select(1, self.offsets.flatten()).view(
+            -1, n, n
+        )  # gathered each time: no cache to go stale
         outputs = []
-        for x_j, qkv, dw, bias in zip(x.chunk(self.num_heads, 1), self.qkvs, self.dws, biases, strict=True):
+        for x_j, qkv, dw, bias in zip(
+            x.chunk(self.num_heads, 1), self.qkvs, self.dws, biases, strict=True
+        ):
             u = x_j + outputs[-1] if outputs else x_j
             q, k, v = qkv(u).split((self.key_dim, self.key_dim, x_j.shape[1]), 1)
             q, k, v = (t.flatten(2).transpose(1, 2) for t in (dw(q), k, v))  # (b, n, d)
-            attention = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=self.key_dim**-0.5).softmax(-1)  # A_j
-            self.attend.observe(lambda a=attention: a[:, None], layout or Layout(tuple(side)))
+            attention = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=self.key_dim**-0.5).softmax(
+                -1
+            )  # A_j
+            self.probe(lambda a=attention: a[:, None])
             outputs.append((attention @ v).unflatten(1, side).permute(0, 3, 1, 2))
         return self.proj(F.relu_(torch.cat(outputs, 1)))
 
@@ -86,23 +119,34 @@ class WindowAttention(nn.Module):
     A larger map is padded with zeros (which are attended to like any token) right and bottom, cut, attended, stitched and cropped.
     """
 
-    def __init__(self, dim: int, key_dim: int, num_heads: int, side: int, window_size: int, kernels: tuple[int, ...]):
+    def __init__(
+        self,
+        dim: int,
+        key_dim: int,
+        num_heads: int,
+        side: int,
+        window_size: int,
+        kernels: tuple[int, ...],
+    ):
         super().__init__()
         if window_size < 1:
             raise ValueError(f"window_size={window_size} must be at least 1")
         self.side, self.window = side, min(window_size, side)
-        self.attn = CascadedGroupAttention(dim, key_dim, num_heads, self.window, kernels)
+        layout = Layout((side, side), window=self.window if self.window < side else None)
+        self.attn = CascadedGroupAttention(dim, key_dim, num_heads, self.window, kernels, layout)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:] != (self.side, self.side):
-            raise ValueError(f"the map is {x.shape[2]}×{x.shape[3]}, this attention was built for side={self.side}: its bias tables are of fixed size")
+            raise ValueError(
+                f"the map is {x.shape[2]}×{x.shape[3]}, this attention was built for side={self.side}: its bias tables are of fixed size"
+            )
         r, side = self.window, self.side
         if r == side:
             return self.attn(x)
         pad = -side % r
         rows = F.pad(rearrange(x, "b c h w -> b h w c"), (0, 0, 0, pad, 0, pad))
         windows = rearrange(rows, "b (i h) (j w) c -> (b i j) h w c", h=r, w=r)
-        windows = self.attn(windows.permute(0, 3, 1, 2), Layout((side, side), window=r))
+        windows = self.attn(windows.permute(0, 3, 1, 2))
         i = (side + pad) // r
         return rearrange(windows, "(b i j) c h w -> b c (i h) (j w)", i=i, j=i)[:, :, :side, :side]
 
@@ -122,7 +166,16 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """The sandwich: one attention between two pairs of (depthwise convolution, feed-forward), each a residual branch."""
 
-    def __init__(self, dim: int, key_dim: int, num_heads: int, side: int, window_size: int, kernels: tuple[int, ...], drop_path: float = 0.0):
+    def __init__(
+        self,
+        dim: int,
+        key_dim: int,
+        num_heads: int,
+        side: int,
+        window_size: int,
+        kernels: tuple[int, ...],
+        drop_path: float = 0.0,
+    ):
         super().__init__()
         self.dw0 = ConvNorm(dim, dim, 3, groups=dim, norm_weight=0.0)
         self.ffn0 = FeedForward(dim, 2 * dim)
@@ -234,25 +287,40 @@ class EfficientViT(nn.Module):
     ):
         super().__init__()
         if not len(embed_dim) == len(depth) == len(num_heads) == len(window_size) >= 1:
-            raise ValueError(f"{embed_dim=}, {depth=}, {num_heads=} and {window_size=} must be equally long: one entry for each stage")
+            raise ValueError(
+                f"{embed_dim=}, {depth=}, {num_heads=} and {window_size=} must be equally long: one entry for each stage"
+            )
         if img_size < 16 or img_size % 16:
-            raise ValueError(f"img_size={img_size} must be a positive multiple of 16, the stride of the stem")
+            raise ValueError(
+                f"img_size={img_size} must be a positive multiple of 16, the stride of the stem"
+            )
         if embed_dim[0] % 8:
-            raise ValueError(f"embed_dim[0]={embed_dim[0]} must be a multiple of 8: the stem starts at an eighth of it")
+            raise ValueError(
+                f"embed_dim[0]={embed_dim[0]} must be a multiple of 8: the stem starts at an eighth of it"
+            )
         if min(in_chans, num_classes, *depth) < 1:
-            raise ValueError(f"in_chans={in_chans}, num_classes={num_classes} and every entry of {depth=} must be at least 1")
+            raise ValueError(
+                f"in_chans={in_chans}, num_classes={num_classes} and every entry of {depth=} must be at least 1"
+            )
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path={drop_path} must be in [0, 1)")
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
 
         widths = [in_chans, *(embed_dim[0] // n for n in (8, 4, 2, 1))]
-        stem = [layer for i in range(4) for layer in (ConvNorm(widths[i], widths[i + 1], 3, stride=2), nn.ReLU(inplace=True))]
+        stem = [
+            layer
+            for i in range(4)
+            for layer in (ConvNorm(widths[i], widths[i + 1], 3, stride=2), nn.ReLU(inplace=True))
+        ]
         self.patch_embed = nn.Sequential(*stem[:-1])
         side, stages = img_size // 16, []
         for i, dim in enumerate(embed_dim):
             downsample = Downsample(embed_dim[i - 1], dim, drop_path) if i else nn.Identity()
             side = (side + 1) // 2 if i else side
-            blocks = [Block(dim, key_dim, num_heads[i], side, window_size[i], kernels, drop_path) for _ in range(depth[i])]
+            blocks = [
+                Block(dim, key_dim, num_heads[i], side, window_size[i], kernels, drop_path)
+                for _ in range(depth[i])
+            ]
             stages.append(Stage(downsample, blocks))
         self.stages = nn.Sequential(*stages)
         self.head = NormLinear(dim, num_classes)
@@ -260,7 +328,7 @@ class EfficientViT(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last map: (b, embed_dim[-1], side, side)."""
-        check_image(images, self.in_chans, (self.img_size, self.img_size))
+        checks.image(images, self.in_chans, (self.img_size, self.img_size))
         return self.stages(self.patch_embed(images))
 
     def forward_head(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -278,7 +346,9 @@ class EfficientViT(nn.Module):
 
         A map then is a table of tokens, so 1×1 convolutions become matrix products (weights stored input by input) and heads need no copies.
         """
-        return store_by_input(deploy(copy.deepcopy(self).eval())).to(memory_format=torch.channels_last)
+        return store_by_input(deploy(copy.deepcopy(self).eval())).to(
+            memory_format=torch.channels_last
+        )
 
     name_maps: dict[str, Rules] = {}
 
@@ -325,17 +395,23 @@ EfficientViT.name_maps = {
 
 # Width of each stage, depth, heads, kernel of each head's query convolution: table 1 of the paper.
 VARIANTS: dict[str, dict] = {
-    "m0": dict(embed_dim=(64, 128, 192), depth=(1, 2, 3), num_heads=(4, 4, 4), kernels=(5, 5, 5, 5)),
-    "m1": dict(embed_dim=(128, 144, 192), depth=(1, 2, 3), num_heads=(2, 3, 3), kernels=(7, 5, 3, 3)),
-    "m2": dict(embed_dim=(128, 192, 224), depth=(1, 2, 3), num_heads=(4, 3, 2), kernels=(7, 5, 3, 3)),
-    "m3": dict(embed_dim=(128, 240, 320), depth=(1, 2, 3), num_heads=(4, 3, 4), kernels=(5, 5, 5, 5)),
-    "m4": dict(embed_dim=(128, 256, 384), depth=(1, 2, 3), num_heads=(4, 4, 4), kernels=(7, 5, 3, 3)),
-    "m5": dict(embed_dim=(192, 288, 384), depth=(1, 3, 4), num_heads=(3, 3, 4), kernels=(7, 5, 3, 3)),
+    "m0": dict(
+        embed_dim=(64, 128, 192), depth=(1, 2, 3), num_heads=(4, 4, 4), kernels=(5, 5, 5, 5)
+    ),
+    "m1": dict(
+        embed_dim=(128, 144, 192), depth=(1, 2, 3), num_heads=(2, 3, 3), kernels=(7, 5, 3, 3)
+    ),
+    "m2": dict(
+        embed_dim=(128, 192, 224), depth=(1, 2, 3), num_heads=(4, 3, 2), kernels=(7, 5, 3, 3)
+    ),
+    "m3": dict(
+        embed_dim=(128, 240, 320), depth=(1, 2, 3), num_heads=(4, 3, 4), kernels=(5, 5, 5, 5)
+    ),
+    "m4": dict(
+        embed_dim=(128, 256, 384), depth=(1, 2, 3), num_heads=(4, 4, 4), kernels=(7, 5, 3, 3)
+    ),
+    "m5": dict(
+        embed_dim=(192, 288, 384), depth=(1, 3, 4), num_heads=(3, 3, 4), kernels=(7, 5, 3, 3)
+    ),
 }
-
-
-def create(variant: str, **kwargs) -> EfficientViT:
-    """EfficientViT by the paper's variant name (`"m0"` … `"m5"`), randomly initialised."""
-    if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r} is not one of {', '.join(map(repr, VARIANTS))}")
-    return EfficientViT(**VARIANTS[variant] | kwargs)
+MODEL = EfficientViT

@@ -27,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refimpl import checks
 from refimpl.kernels.selective_scan import selective_scan
-from refimpl.layers import ConvNorm, DropPath, SqueezeExcite, check_image, fold_norm, store_by_input
+from refimpl.layers import ConvNorm, DropPath, SqueezeExcite, fold_norm, store_by_input
 from refimpl.weights import Rules
 
 # Parity classes (row, column) of the four scans; the second and the last run down the columns, the others along the rows.
@@ -41,7 +42,13 @@ def atrous_scan(x: Tensor, step: int = 2) -> Tensor:
     check_step(step)
     x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
     parts = (x[:, :, row::2, column::2] for row, column in CLASSES)
-    return torch.stack([(part.transpose(2, 3) if down else part).flatten(2) for part, down in zip(parts, DOWN, strict=True)], 1)
+    return torch.stack(
+        [
+            (part.transpose(2, 3) if down else part).flatten(2)
+            for part, down in zip(parts, DOWN, strict=True)
+        ],
+        1,
+    )
 
 
 def atrous_merge(y: Tensor, size: tuple[int, int], step: int = 2) -> Tensor:
@@ -49,22 +56,32 @@ def atrous_merge(y: Tensor, size: tuple[int, int], step: int = 2) -> Tensor:
     check_step(step)
     height, width = (-(-side // 2) for side in size)
     if y.dim() != 4 or y.shape[1] != 4 or y.shape[3] != height * width:
-        raise ValueError(f"y must be (batch, 4, channels, {height * width}) for a map of size={tuple(size)}, got {tuple(y.shape)}")
+        raise ValueError(
+            f"y must be (batch, 4, channels, {height * width}) for a map of size={tuple(size)}, got {tuple(y.shape)}"
+        )
     x = y.new_empty(len(y), y.shape[2], 2 * height, 2 * width)
     for (row, column), down, part in zip(CLASSES, DOWN, y.unbind(1), strict=True):
-        x[:, :, row::2, column::2] = part.unflatten(2, (width, height)).transpose(2, 3) if down else part.unflatten(2, (height, width))
+        x[:, :, row::2, column::2] = (
+            part.unflatten(2, (width, height)).transpose(2, 3)
+            if down
+            else part.unflatten(2, (height, width))
+        )
     return x[:, :, : size[0], : size[1]]
 
 
 def check_step(step: int) -> None:
     if step != 2:
-        raise ValueError(f"step={step} is not supported: the official scan visits offsets 0 and 1 only, so with any step but 2 pixels are lost")
+        raise ValueError(
+            f"step={step} is not supported: the official scan visits offsets 0 and 1 only, so with any step but 2 pixels are lost"
+        )
 
 
 class ES2D(nn.Module):
     """Efficient 2-D scan: (b, h, w, dim) -> (b, h, w, dim). Gate and values from one projection, a depthwise convolution, four scans, a norm, the gate."""
 
-    def __init__(self, dim: int, state_dim: int = 16, expand: float = 2.0, dt_rank: int | None = None):
+    def __init__(
+        self, dim: int, state_dim: int = 16, expand: float = 2.0, dt_rank: int | None = None
+    ):
         super().__init__()
         inner = int(expand * dim)
         rank = dt_rank or math.ceil(dim / 16)
@@ -87,7 +104,12 @@ class ES2D(nn.Module):
         nn.init.kaiming_uniform_(self.x_proj.flatten(0, 1), a=math.sqrt(5))
         nn.init.uniform_(self.dt_proj, -(self.rank**-0.5), self.rank**-0.5)
         with torch.no_grad():
-            dt = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_().clamp_(min=1e-4)
+            dt = (
+                torch.empty_like(self.dt_bias)
+                .uniform_(math.log(1e-3), math.log(1e-1))
+                .exp_()
+                .clamp_(min=1e-4)
+            )
             self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus⁻¹
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +123,16 @@ class ES2D(nn.Module):
         """The four selective scans side by side, one group of channels each: (b, 4, inner, l) -> the same shape."""
         dt, B, C = (self.x_proj @ s).split((self.rank, self.state_dim, self.state_dim), 2)
         dt = (self.dt_proj @ dt).flatten(1, 2)
-        y = selective_scan(s.flatten(1, 2), dt, -self.A_log.exp(), B, C, self.D, delta_bias=self.dt_bias.flatten(), delta_softplus=True)
+        y = selective_scan(
+            s.flatten(1, 2),
+            dt,
+            -self.A_log.exp(),
+            B,
+            C,
+            self.D,
+            delta_bias=self.dt_bias.flatten(),
+            delta_softplus=True,
+        )
         return y.view_as(s)
 
 
@@ -129,7 +160,12 @@ class EVSSBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.scan = ES2D(dim, state_dim, expand)
-        self.conv = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1, groups=dim), nn.BatchNorm2d(dim), nn.GELU(), nn.Conv2d(dim, dim, 1))
+        self.conv = nn.Sequential(
+            nn.Conv2d(dim, dim, 3, padding=1, groups=dim),
+            nn.BatchNorm2d(dim),
+            nn.GELU(),
+            nn.Conv2d(dim, dim, 1),
+        )
         self.gate = BiAttn(dim)
         self.drop_path = DropPath(drop_path)
 
@@ -142,7 +178,9 @@ class EVSSBlock(nn.Module):
 class InvertedResidual(nn.Module):
     """1×1 to four times the width, depthwise 3×3, squeeze-excite, 1×1 back, a residual: (b, h, w, dim) -> the same shape."""
 
-    def __init__(self, dim: int, expand_ratio: int = 4, se_ratio: float = 0.125, drop_path: float = 0.0):
+    def __init__(
+        self, dim: int, expand_ratio: int = 4, se_ratio: float = 0.125, drop_path: float = 0.0
+    ):
         super().__init__()
         hidden_dim = expand_ratio * dim
         self.pw1 = ConvNorm(dim, hidden_dim)
@@ -167,7 +205,9 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
-        return self.reduction(self.norm(torch.cat([x[:, row::2, column::2] for row, column in CLASSES], -1)))
+        return self.reduction(
+            self.norm(torch.cat([x[:, row::2, column::2] for row, column in CLASSES], -1))
+        )
 
 
 class Stage(nn.Module):
@@ -202,11 +242,17 @@ class EfficientVMamba(nn.Module):
     ):
         super().__init__()
         if img_size < 4 or img_size % 4:
-            raise ValueError(f"img_size={img_size} must be a positive multiple of 4, the stride of the patches")
+            raise ValueError(
+                f"img_size={img_size} must be a positive multiple of 4, the stride of the patches"
+            )
         if embed_dim < 8:
-            raise ValueError(f"embed_dim={embed_dim} must be at least 8: the gates squeeze to an eighth of it")
+            raise ValueError(
+                f"embed_dim={embed_dim} must be at least 8: the gates squeeze to an eighth of it"
+            )
         if not depths or min(in_chans, num_classes, *depths) < 1:
-            raise ValueError(f"in_chans={in_chans}, num_classes={num_classes} and every entry of {depths=} must be at least 1")
+            raise ValueError(
+                f"in_chans={in_chans}, num_classes={num_classes} and every entry of {depths=} must be at least 1"
+            )
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path={drop_path} must be in [0, 1)")
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
@@ -217,10 +263,14 @@ class EfficientVMamba(nn.Module):
         for i, depth in enumerate(depths):
             dim = embed_dim * 2**i
             if i < 2:
-                blocks = [EVSSBlock(dim, state_dim, expand, drop_path=next(rates)) for _ in range(depth)]
+                blocks = [
+                    EVSSBlock(dim, state_dim, expand, drop_path=next(rates)) for _ in range(depth)
+                ]
             else:
                 blocks = [InvertedResidual(dim, drop_path=next(rates)) for _ in range(depth)]
-            stages.append(Stage(blocks, PatchMerging(dim, 2 * dim) if i + 1 < len(depths) else nn.Identity()))
+            stages.append(
+                Stage(blocks, PatchMerging(dim, 2 * dim) if i + 1 < len(depths) else nn.Identity())
+            )
         self.stages = nn.Sequential(*stages)
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
@@ -231,7 +281,7 @@ class EfficientVMamba(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last map, channels first, before its norm: (b, dim, h, w)."""
-        check_image(images, self.in_chans, multiple=4)
+        checks.image(images, self.in_chans, multiple=4)
         x = self.patch_norm(self.patch_embed(images).permute(0, 2, 3, 1))
         return self.stages(x).permute(0, 3, 1, 2)
 
@@ -241,7 +291,9 @@ class EfficientVMamba(nn.Module):
 
     def fuse(self) -> EfficientVMamba:
         """The deployment form: a copy with every batch norm folded into its convolution. The layer norms depend on the image and stay."""
-        return store_by_input(deploy(copy.deepcopy(self).eval())).to(memory_format=torch.channels_last)
+        return store_by_input(deploy(copy.deepcopy(self).eval())).to(
+            memory_format=torch.channels_last
+        )
 
     name_maps: dict[str, Rules] = {}
 
@@ -289,10 +341,4 @@ VARIANTS: dict[str, dict] = {
     "small": dict(embed_dim=64, depths=(2, 2, 4, 2)),
     "base": dict(embed_dim=96, depths=(2, 2, 9, 2)),
 }
-
-
-def create(variant: str, **kwargs) -> EfficientVMamba:
-    """EfficientVMamba by the paper's variant name (`"tiny"`, `"small"`, `"base"`), randomly initialised."""
-    if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r} is not one of {', '.join(map(repr, VARIANTS))}")
-    return EfficientVMamba(**VARIANTS[variant] | kwargs)
+MODEL = EfficientVMamba

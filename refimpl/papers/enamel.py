@@ -14,7 +14,7 @@ averages over all subsets at once, which leaves the expectation as it is and rem
 
 f is not clipped: a program faster than the reference scores above 1, as in the official code.
 
-Programs run in `refimpl.runner`, which is this package's own: the official evaluator runs them in its own process, and its guard disables nothing.
+Programs run in `refimpl.bases.programs.sandbox`, which is this package's own: the official evaluator runs them in its own process, and its guard disables nothing.
 
     python -m refimpl.papers.enamel samples.jsonl       # lines of {"problem": "two_sum", "code": "…"}
 """
@@ -36,8 +36,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refimpl import runner
-from refimpl.bases.tasks import Sample, Task, read_samples, task, tasks
+from refimpl.bases.programs import sandbox
+from refimpl.bases.programs.tasks import Sample, Task, read_samples, task, tasks
 
 # --- the estimator ------------------------------------------------------------------------------------------------------------------
 
@@ -48,7 +48,9 @@ def weights(n: int, k: int) -> np.ndarray:
     λ_n = k/n, and downwards λ_{r−1} = λ_r (1 − (k−1)/(r−1)): products of numbers below 1, where the factorials of C(r−1, k−1)/C(n, k) overflow.
     """
     if not 1 <= k <= n:
-        raise ValueError(f"k={k} draws need at least as many samples, got n={n}; accepted: 1 ≤ k ≤ n")
+        raise ValueError(
+            f"k={k} draws need at least as many samples, got n={n}; accepted: 1 ≤ k ≤ n"
+        )
     r = np.arange(n, k, -1)  # n … k+1
     return np.cumprod(np.concatenate([[k / n], 1 - (k - 1) / (r - 1)]))[::-1]
 
@@ -92,22 +94,35 @@ class Setting:
     """How programs are tested; the defaults are the paper's, but for memory (4 GiB there)."""
 
     tests: tuple[int, ...] = (8, 4, 4, 4)  # cases a level
-    hardness: tuple[float, ...] = (0.0, 3.0, 3.0, 4.0)  # h_l; level 0 only tests whether it is right
+    hardness: tuple[float, ...] = (
+        0.0,
+        3.0,
+        3.0,
+        4.0,
+    )  # h_l; level 0 only tests whether it is right
     repeats: int = 6  # R, where h_l > 0
     alpha: float = 2.0  # α
-    tolerance: float = 0.01  # seconds that a run may exceed T before it is stopped; the score uses T
+    tolerance: float = (
+        0.01  # seconds that a run may exceed T before it is stopped; the score uses T
+    )
     memory: int = 1 << 30  # bytes
     seed: int = 998244353
 
     def __post_init__(self):
-        if len(self.tests) != len(self.hardness) or not all(isinstance(n, int) and n >= 1 for n in self.tests):
-            raise ValueError(f"tests={self.tests!r} must give one or more cases for each of the {len(self.hardness)} levels of hardness={self.hardness!r}")
+        if len(self.tests) != len(self.hardness) or not all(
+            isinstance(n, int) and n >= 1 for n in self.tests
+        ):
+            raise ValueError(
+                f"tests={self.tests!r} must give one or more cases for each of the {len(self.hardness)} levels of hardness={self.hardness!r}"
+            )
         if not (all(h >= 0 for h in self.hardness) and sum(self.hardness) > 0):
             raise ValueError(f"hardness={self.hardness!r} must be weights ≥ 0, one of them above 0")
         if not (isinstance(self.repeats, int) and self.repeats >= 1):
             raise ValueError(f"repeats={self.repeats!r} must be a whole number ≥ 1")
         if not (math.isfinite(self.alpha) and self.alpha > 1):
-            raise ValueError(f"alpha={self.alpha!r} must exceed 1: the limit stands above the reference's time")
+            raise ValueError(
+                f"alpha={self.alpha!r} must exceed 1: the limit stands above the reference's time"
+            )
         if not self.tolerance >= 0:
             raise ValueError(f"tolerance={self.tolerance!r} must be seconds ≥ 0")
 
@@ -143,7 +158,9 @@ def references(times: Sequence[Sequence[float]], setting: Setting) -> tuple[list
     return refs, setting.alpha * max(refs)
 
 
-def score_program(run: Callable[[int, int, int], Outcome], refs: Sequence[float], setting: Setting) -> Score:
+def score_program(
+    run: Callable[[int, int, int], Outcome], refs: Sequence[float], setting: Setting
+) -> Score:
     """Race one program: `run(level, case, repeat)` gives outcomes, in order, until one ends the race.
 
     A failed run makes the score 0. A censored run ends the race: its level and all later ones score 0; at level 0 the program counts as failed.
@@ -152,7 +169,14 @@ def score_program(run: Callable[[int, int, int], Outcome], refs: Sequence[float]
     levels, times = [0.0] * count, [math.nan] * count
 
     def passed(stopped: int | None = None, why: str = "") -> Score:
-        return Score(True, float(np.dot(setting.hardness, levels) / sum(setting.hardness)), tuple(levels), tuple(times), stopped, why)
+        return Score(
+            True,
+            float(np.dot(setting.hardness, levels) / sum(setting.hardness)),
+            tuple(levels),
+            tuple(times),
+            stopped,
+            why,
+        )
 
     for level in range(count):
         slowest = 0.0
@@ -182,30 +206,55 @@ class Race:
 
     def __init__(self, problem: Task, setting: Setting = Setting()):
         if len(problem.sizes) != len(setting.tests):
-            raise ValueError(f"{problem.name} has {len(problem.sizes)} levels, the setting's tests={setting.tests!r} has {len(setting.tests)}")
+            raise ValueError(
+                f"{problem.name} has {len(problem.sizes)} levels, the setting's tests={setting.tests!r} has {len(setting.tests)}"
+            )
         self.problem, self.setting = problem, setting
-        self.cases = [[make_case(problem, level, case, setting) for case in range(n)] for level, n in enumerate(setting.tests)]
+        self.cases = [
+            [make_case(problem, level, case, setting) for case in range(n)]
+            for level, n in enumerate(setting.tests)
+        ]
         self.answers: list[list] = []
         self.times: list[list[float]] = []
-        with runner.Program(problem.program(problem.reference), problem.name, setting.memory) as program:
+        with sandbox.Program(
+            problem.program(problem.reference), problem.name, setting.memory
+        ) as program:
             for level, cases in enumerate(self.cases):
-                runs = [[undisturbed(program, args, 60.0, 1 << 26, setting.hardness[level] > 0) for _ in range(setting.runs(level))] for args in cases]
+                runs = [
+                    [
+                        undisturbed(program, args, 60.0, 1 << 26, setting.hardness[level] > 0)
+                        for _ in range(setting.runs(level))
+                    ]
+                    for args in cases
+                ]
                 for run in (run for repeats in runs for run in repeats if run.status != "ok"):
-                    raise RuntimeError(f"{problem.name}: the reference solution ended with {run.status} at level {level} ({run.detail})")
+                    raise RuntimeError(
+                        f"{problem.name}: the reference solution ended with {run.status} at level {level} ({run.detail})"
+                    )
                 self.answers.append([repeats[0].value for repeats in runs])
-                self.times.append([hodges_lehmann([run.seconds for run in repeats]) for repeats in runs])
+                self.times.append(
+                    [hodges_lehmann([run.seconds for run in repeats]) for repeats in runs]
+                )
         self.refs, self.limit = references(self.times, setting)
 
     def score(self, code: str) -> Score:
         """The score of a program: a body for the prompt, or a whole definition."""
-        with runner.Program(self.problem.program(code), self.problem.name, self.setting.memory) as program:
+        with sandbox.Program(
+            self.problem.program(code), self.problem.name, self.setting.memory
+        ) as program:
             return score_program(functools.partial(self.run, program), self.refs, self.setting)
 
-    def run(self, program: runner.Program, level: int, case: int, repeat: int) -> Outcome:
+    def run(self, program: sandbox.Program, level: int, case: int, repeat: int) -> Outcome:
         args, answer = self.cases[level][case], self.answers[level][case]
         # an output much longer than the answer is wrong; not reading it bounds what a program can make this process do
-        most = (1 << 16) + 2 * len(json.dumps(runner.encode(answer)))
-        done = undisturbed(program, args, self.limit + self.setting.tolerance, most, self.setting.hardness[level] > 0)
+        most = (1 << 16) + 2 * len(json.dumps(sandbox.encode(answer)))
+        done = undisturbed(
+            program,
+            args,
+            self.limit + self.setting.tolerance,
+            most,
+            self.setting.hardness[level] > 0,
+        )
         where = f"level {level}, case {case}"
         if done.status in CENSORED:
             return Outcome("censored", why=f"{done.status} at {where}")
@@ -216,7 +265,9 @@ class Race:
         return Outcome("ok", done.seconds)
 
 
-def undisturbed(program: runner.Program, args: tuple, seconds: float, most: int, timed: bool) -> runner.Run:
+def undisturbed(
+    program: sandbox.Program, args: tuple, seconds: float, most: int, timed: bool
+) -> sandbox.Run:
     """One call; where other work had the processor for more than half of the time, the call of up to four that waited least.
 
     timed: whether the time of a finished call counts (h_l > 0); where it doesn't, only a timeout is tried again.
@@ -237,9 +288,12 @@ def make_case(problem: Task, level: int, case: int, setting: Setting) -> tuple:
 
 def passes_examples(problem: Task, code: str, seconds: float = 2.0) -> bool:
     """Whether a program is right on the few examples of the prompt: the weak tests of common practice."""
-    with runner.Program(problem.program(code), problem.name) as program:
+    with sandbox.Program(problem.program(code), problem.name) as program:
         runs = ((args, answer, program.call(args, seconds)) for args, answer in problem.examples)
-        return all(run.status == "ok" and problem.accepts(args, answer, run.value) for args, answer, run in runs)
+        return all(
+            run.status == "ok" and problem.accepts(args, answer, run.value)
+            for args, answer, run in runs
+        )
 
 
 @dataclass
@@ -257,23 +311,46 @@ class Evaluation:
     def problems(self) -> list[str]:
         return list(dict.fromkeys(sample.task for sample, _ in self.results))
 
-    def figures(self, ks: Iterable[int] = (1, 10, 100), problem: str | None = None) -> dict[str, float]:
+    def figures(
+        self, ks: Iterable[int] = (1, 10, 100), problem: str | None = None
+    ) -> dict[str, float]:
         """`eff@k` and `pass@k` of one problem, or their means over all that have samples, for those k for which every problem has enough."""
         groups = [self.scores(name) for name in self.problems]
         ks = [k for k in ks if 1 <= k <= min(map(len, groups), default=0)]
         groups = [self.scores(problem)] if problem else groups
-        eff = {f"eff@{k}": float(np.mean([eff_at_k([s.value for s in g], k) for g in groups])) for k in ks}
-        return eff | {f"pass@{k}": float(np.mean([pass_at_k(len(g), sum(s.passed for s in g), k) for g in groups])) for k in ks}
+        eff = {
+            f"eff@{k}": float(np.mean([eff_at_k([s.value for s in g], k) for g in groups]))
+            for k in ks
+        }
+        return eff | {
+            f"pass@{k}": float(
+                np.mean([pass_at_k(len(g), sum(s.passed for s in g), k) for g in groups])
+            )
+            for k in ks
+        }
 
     def table(self, ks: Iterable[int] = (1, 10, 100)) -> str:
         """One line a problem and their mean, as text."""
-        names = {name: name for name in self.problems} | ({"mean over problems": None} if len(self.problems) > 1 else {})
+        names = {name: name for name in self.problems} | (
+            {"mean over problems": None} if len(self.problems) > 1 else {}
+        )
         rows = [["problem", "samples", "passed", *self.figures(ks)]]
         for title, name in names.items():
             scores = self.scores(name) if name else [score for _, score in self.results]
-            rows.append([title, len(scores), sum(s.passed for s in scores), *(f"{x:.3f}" for x in self.figures(ks, name).values())])
+            rows.append(
+                [
+                    title,
+                    len(scores),
+                    sum(s.passed for s in scores),
+                    *(f"{x:.3f}" for x in self.figures(ks, name).values()),
+                ]
+            )
         widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
-        return "\n".join(str(row[0]).ljust(widths[0]) + "".join(f"  {x!s:>{w}}" for x, w in zip(row[1:], widths[1:], strict=True)) for row in rows)
+        return "\n".join(
+            str(row[0]).ljust(widths[0])
+            + "".join(f"  {x!s:>{w}}" for x, w in zip(row[1:], widths[1:], strict=True))
+            for row in rows
+        )
 
     def record(self, ks: Iterable[int] = (1, 10, 100)) -> dict:
         """Everything as JSON data; times that were not finished are null."""
@@ -281,15 +358,23 @@ class Evaluation:
             "setting": asdict(self.setting),
             "interrupted": self.interrupted,
             "mean": self.figures(ks),
-            "problems": {name: {"samples": len(s := self.scores(name)), "passed": sum(x.passed for x in s)} | self.figures(ks, name) for name in self.problems},
+            "problems": {
+                name: {"samples": len(s := self.scores(name)), "passed": sum(x.passed for x in s)}
+                | self.figures(ks, name)
+                for name in self.problems
+            },
             "samples": [
-                {"line": sample.line, "problem": sample.task} | asdict(score) | {"times": [None if math.isnan(t) else t for t in score.times]}
+                {"line": sample.line, "problem": sample.task}
+                | asdict(score)
+                | {"times": [None if math.isnan(t) else t for t in score.times]}
                 for sample, score in self.results
             ],
         }
 
 
-def evaluate(samples: Sequence[Sample], setting: Setting = Setting(), progress: Callable = iter) -> Evaluation:
+def evaluate(
+    samples: Sequence[Sample], setting: Setting = Setting(), progress: Callable = iter
+) -> Evaluation:
     """Race every sample against its problem's reference, one problem after the other, never two programs at once.
 
     progress: wraps the sequence of samples, as `tqdm` does. An interruption (Ctrl-C) ends the evaluation early and keeps what is finished.
@@ -314,27 +399,76 @@ def evaluate(samples: Sequence[Sample], setting: Setting = Setting(), progress: 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 when every line was evaluated, 1 when some were malformed, 2 for wrong arguments or no sample, 130 when interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m refimpl.papers.enamel", description="Evaluate the efficiency of generated programs (eff@k).")
+    parser = argparse.ArgumentParser(
+        prog="python -m refimpl.papers.enamel",
+        description="Evaluate the efficiency of generated programs (eff@k).",
+    )
     default = Setting()
-    parser.add_argument("samples", type=Path, nargs="?", help='JSON lines of {"problem": name, "code": a body for the prompt, or a whole definition}')
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where results go (default: beside the samples, ending in .results.json)")
-    parser.add_argument("--k", type=int, nargs="+", default=[1, 10, 100], help="draws (default: 1 10 100; those with too few samples are left out)")
-    parser.add_argument("--tests", type=int, nargs="+", default=default.tests, help=f"cases a level (default: {' '.join(map(str, default.tests))})")
-    parser.add_argument("--repeats", type=int, default=default.repeats, help="runs a case (default: %(default)s)")
-    parser.add_argument("--alpha", type=float, default=default.alpha, help="time limit, in times of the reference (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=default.seed, help="seed of the cases (default: %(default)s)")
-    parser.add_argument("--prompts", action="store_true", help="print the problems' prompts as JSON lines and end")
-    parser.add_argument("--example", action="store_true", help="print the repository's own solutions as samples and end")
+    parser.add_argument(
+        "samples",
+        type=Path,
+        nargs="?",
+        help='JSON lines of {"problem": name, "code": a body for the prompt, or a whole definition}',
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="where results go (default: beside the samples, ending in .results.json)",
+    )
+    parser.add_argument(
+        "--k",
+        type=int,
+        nargs="+",
+        default=[1, 10, 100],
+        help="draws (default: 1 10 100; those with too few samples are left out)",
+    )
+    parser.add_argument(
+        "--tests",
+        type=int,
+        nargs="+",
+        default=default.tests,
+        help=f"cases a level (default: {' '.join(map(str, default.tests))})",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=default.repeats, help="runs a case (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        default=default.alpha,
+        help="time limit, in times of the reference (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=default.seed, help="seed of the cases (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--prompts", action="store_true", help="print the problems' prompts as JSON lines and end"
+    )
+    parser.add_argument(
+        "--example",
+        action="store_true",
+        help="print the repository's own solutions as samples and end",
+    )
     options = parser.parse_args(argv)
     if options.prompts or options.example:
         for p in tasks().values():
-            entries = [{"problem": p.name, "prompt": p.prompt}] if options.prompts else [{"problem": p.name, "code": s.code} for s in p.solutions.values()]
+            entries = (
+                [{"problem": p.name, "prompt": p.prompt}]
+                if options.prompts
+                else [{"problem": p.name, "code": s.code} for s in p.solutions.values()]
+            )
             print("\n".join(map(json.dumps, entries)))
         return 0
     if options.samples is None:
         parser.error("which file of samples? (--example prints one)")
     try:
-        setting = Setting(tests=tuple(options.tests), repeats=options.repeats, alpha=options.alpha, seed=options.seed)
+        setting = Setting(
+            tests=tuple(options.tests),
+            repeats=options.repeats,
+            alpha=options.alpha,
+            seed=options.seed,
+        )
         samples, complaints = read_samples(options.samples.read_bytes().splitlines())
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -346,7 +480,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     done = evaluate(samples, setting, progress_bar())
     target = options.json or options.samples.with_suffix(".results.json")
-    target.write_text(json.dumps(done.record(options.k) | {"malformed": complaints}, indent=1) + "\n", encoding="utf-8")
+    target.write_text(
+        json.dumps(done.record(options.k) | {"malformed": complaints}, indent=1) + "\n",
+        encoding="utf-8",
+    )
     print(done.table(options.k))
     if done.interrupted:
         print(f"interrupted after {len(done.results)} of {len(samples)} samples", file=sys.stderr)

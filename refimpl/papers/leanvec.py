@@ -13,7 +13,7 @@ projected by another matrix than data: they need the directions in which *inner 
     LeanVec-OOD   minimise the loss: Frank–Wolfe in blocks over the spectral-norm ball (as the official code does), or, with A = B, an
                   eigenvector search over the mixture (1−β) K_Q/m + β K_X/n (no official code; the normalisers' places are our convention)
 
-Codes are LVQ (`refimpl.bases.lvq`), the graph is Vamana (`refimpl.bases.vamana`), inner products on codes are `refimpl.kernels.lvq_distance`.
+Codes are LVQ (`refimpl.bases.retrieval.lvq`), the graph is Vamana (`refimpl.bases.retrieval.vamana`), inner products on codes are `refimpl.kernels.lvq_inner_product`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from refimpl.bases.lvq import KINDS, Points, store
-from refimpl.bases.vamana import Vamana
+from refimpl.bases.retrieval.lvq import KINDS, Points, store
+from refimpl.bases.retrieval.vamana import Vamana
 
 # ------------------------------------------------------------------------------------------------ linear reduction (section 2)
 
@@ -59,7 +59,13 @@ def pca(X: np.ndarray, d: int) -> Projection:
 
 def gram(X: np.ndarray) -> np.ndarray:
     """K = XᵀX in float64, (D, D), without a float64 copy of the whole X."""
-    return sum((block.T @ block for block in (X[i : i + 8192].astype(np.float64) for i in range(0, len(X), 8192))), np.zeros((X.shape[1],) * 2))
+    return sum(
+        (
+            block.T @ block
+            for block in (X[i : i + 8192].astype(np.float64) for i in range(0, len(X), 8192))
+        ),
+        np.zeros((X.shape[1],) * 2),
+    )
 
 
 def loss(A: np.ndarray, B: np.ndarray, K_Q: np.ndarray, K_X: np.ndarray) -> float:
@@ -68,7 +74,9 @@ def loss(A: np.ndarray, B: np.ndarray, K_Q: np.ndarray, K_X: np.ndarray) -> floa
     return float(np.sum((A.T @ KA) * (B.T @ KB)) - 2 * np.sum(KA * KB) + np.sum(K_Q * K_X))
 
 
-def gradients(A: np.ndarray, B: np.ndarray, K_Q: np.ndarray, K_X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def gradients(
+    A: np.ndarray, B: np.ndarray, K_Q: np.ndarray, K_X: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """∂loss/∂A and ∂loss/∂B, each (D, d)."""
     KA, KB = K_Q @ A, K_X @ B
     return 2 * (KA @ (B.T @ KB) - K_Q @ KB), 2 * (KB @ (A.T @ KA) - K_X @ KA)
@@ -82,7 +90,14 @@ def polar(M: np.ndarray) -> np.ndarray:
     return U @ Vt
 
 
-def frank_wolfe(X: np.ndarray, Q: np.ndarray, d: int, max_steps: int = 500, rel_tol: float = 1e-3, history: list[float] | None = None) -> Projection:
+def frank_wolfe(
+    X: np.ndarray,
+    Q: np.ndarray,
+    d: int,
+    max_steps: int = 500,
+    rel_tol: float = 1e-3,
+    history: list[float] | None = None,
+) -> Projection:
     """LeanVec-OOD, block-coordinate Frank–Wolfe from A = B = 0. Data (n, D) and queries (m, D) are not centred; losses are appended to `history`.
 
     Nothing projects the result back onto orthonormal columns, and no step is sure to lower the loss.
@@ -102,7 +117,9 @@ def frank_wolfe(X: np.ndarray, Q: np.ndarray, d: int, max_steps: int = 500, rel_
     return Projection(B, A, np.zeros(D))
 
 
-def mixture_axes(beta: float, K_Q: np.ndarray, m: int, K_X: np.ndarray, n: int, d: int) -> np.ndarray:
+def mixture_axes(
+    beta: float, K_Q: np.ndarray, m: int, K_X: np.ndarray, n: int, d: int
+) -> np.ndarray:
     """P(β): the top d eigenvectors of (1−β) K_Q/m + β K_X/n."""
     return top_eigenvectors((1 - beta) * K_Q / m + beta * K_X / n, d)
 
@@ -126,7 +143,11 @@ def eigenvector_search(X: np.ndarray, Q: np.ndarray, d: int, tol: float = 1e-2) 
     return Projection(P, P, np.zeros(X.shape[1]))
 
 
-METHODS: dict[str, Callable[..., Projection]] = {"pca": lambda X, Q, d: pca(X, d), "frank_wolfe": frank_wolfe, "eigenvector_search": eigenvector_search}
+METHODS: dict[str, Callable[..., Projection]] = {
+    "pca": lambda X, Q, d: pca(X, d),
+    "frank_wolfe": frank_wolfe,
+    "eigenvector_search": eigenvector_search,
+}
 
 
 # ------------------------------------------------------------------------------------------------ the index (section 3)
@@ -165,35 +186,73 @@ class LeanVecIndex:
         ):
             if value not in accepted:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(accepted)}")
-        for name, value, low in (("dims", dims, 1), ("degree", degree, 0), ("build_window", build_window, 1), ("seed", seed, 0)):
+        for name, value, low in (
+            ("dims", dims, 1),
+            ("degree", degree, 0),
+            ("build_window", build_window, 1),
+            ("seed", seed, 0),
+        ):
             if not isinstance(value, (int, np.integer)) or value < low:
                 raise ValueError(f"{name}={value!r} must be an integer of at least {low}")
         if 0 < degree < 8:
             raise ValueError(f"degree={degree} must be 0 (no graph) or at least 8")
         alpha = {"ip": 0.95, "l2": 1.2}[metric] if alpha is None else alpha
         if not alpha > 0 or (alpha > 1) != (metric == "l2") and alpha != 1:
-            raise ValueError(f"alpha={alpha} must be at least 1 for metric='l2', above 0 and at most 1 for metric='ip'")
-        self.config = {"dims": int(dims), "method": method, "metric": metric, "primary": primary, "secondary": secondary}
-        self.config |= {"degree": int(degree), "build_window": int(build_window), "alpha": float(alpha), "seed": int(seed)}
+            raise ValueError(
+                f"alpha={alpha} must be at least 1 for metric='l2', above 0 and at most 1 for metric='ip'"
+            )
+        self.config = {
+            "dims": int(dims),
+            "method": method,
+            "metric": metric,
+            "primary": primary,
+            "secondary": secondary,
+        }
+        self.config |= {
+            "degree": int(degree),
+            "build_window": int(build_window),
+            "alpha": float(alpha),
+            "seed": int(seed),
+        }
         self.projection: Projection | None = None
         self.primary: Points | None = None
         self.secondary: Points | None = None
         self.graph: Vamana | None = None
 
-    def build(self, data: np.ndarray, queries: np.ndarray | None = None, progress: Callable = iter) -> LeanVecIndex:
+    def build(
+        self, data: np.ndarray, queries: np.ndarray | None = None, progress: Callable = iter
+    ) -> LeanVecIndex:
         """Learn the projection from data (n, D) and training queries (m, D), store, build the graph. `progress` wraps its batches, as `tqdm` does."""
         X, c = checked(data, "data"), self.config
         if not 1 <= c["dims"] <= X.shape[1]:
-            raise ValueError(f"dims={c['dims']} must be between 1 and {X.shape[1]}, the dimension of the data")
+            raise ValueError(
+                f"dims={c['dims']} must be between 1 and {X.shape[1]}, the dimension of the data"
+            )
         if queries is None and c["method"] != "pca":
-            raise ValueError(f"method={c['method']!r} learns from training queries: build(data, queries)")
+            raise ValueError(
+                f"method={c['method']!r} learns from training queries: build(data, queries)"
+            )
         Q = None if queries is None else checked(queries, "queries", X.shape[1])
         projection = METHODS[c["method"]](X, Q, c["dims"])
         projection = Projection(*(np.asarray(m, np.float32) for m in projection))
-        primary = Points(store(torch.from_numpy((X - projection.centre) @ projection.data), c["primary"]), c["metric"])
+        primary = Points(
+            store(torch.from_numpy((X - projection.centre) @ projection.data), c["primary"]),
+            c["metric"],
+        )
         secondary = Points(store(torch.from_numpy(X), c["secondary"]), c["metric"])
-        graph = Vamana.build(primary, len(X), c["degree"], c["build_window"], c["alpha"], c["seed"], progress) if c["degree"] else None
-        self.projection, self.primary, self.secondary, self.graph = projection, primary, secondary, graph
+        graph = (
+            Vamana.build(
+                primary, len(X), c["degree"], c["build_window"], c["alpha"], c["seed"], progress
+            )
+            if c["degree"]
+            else None
+        )
+        self.projection, self.primary, self.secondary, self.graph = (
+            projection,
+            primary,
+            secondary,
+            graph,
+        )
         return self
 
     def add(self, data: np.ndarray) -> np.ndarray:
@@ -202,12 +261,16 @@ class LeanVecIndex:
         X, n = checked(data, "data", self.dim), len(self)
         short = torch.from_numpy((X - self.projection.centre) @ self.projection.data)
         primary = Points(self.primary.stored.extended(short), self.config["metric"])
-        secondary = Points(self.secondary.stored.extended(torch.from_numpy(X)), self.config["metric"])
+        secondary = Points(
+            self.secondary.stored.extended(torch.from_numpy(X)), self.config["metric"]
+        )
         graph = self.graph and self.graph.add(primary, len(X))
         self.primary, self.secondary, self.graph = primary, secondary, graph
         return np.arange(n, len(self))
 
-    def search(self, queries: np.ndarray, k: int = 10, window: int = 50, scan: bool | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries: np.ndarray, k: int = 10, window: int = 50, scan: bool | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The k best vectors for queries (m, D): ids (m, k) int64 and inner products or squared distances (m, k) float32, the best first.
 
         window: candidates that the primary store hands on, also the capacity of the graph's buffer: larger is slower and finds more.
@@ -217,7 +280,9 @@ class LeanVecIndex:
         self.need_vectors()
         Q = torch.from_numpy(checked(queries, "queries", self.dim, least=0))
         if not isinstance(k, (int, np.integer)) or not 1 <= k <= len(self):
-            raise ValueError(f"k={k!r} must be between 1 and {len(self)}, the number of vectors in the index")
+            raise ValueError(
+                f"k={k!r} must be between 1 and {len(self)}, the number of vectors in the index"
+            )
         if not isinstance(window, (int, np.integer)) or window < k:
             raise ValueError(f"window={window!r} must be an integer of at least k={k}")
         scan = self.graph is None if scan is None else scan
@@ -229,8 +294,14 @@ class LeanVecIndex:
         ids, near = torch.empty(len(Q), k, dtype=torch.int64), torch.empty(len(Q), k)
         for i in range(0, len(Q), chunk):
             part = slice(i, i + chunk)
-            found = self.scan(short[part], window) if scan else self.graph.search(self.primary.distance, short[part], window)[0]
-            final = self.secondary.distance(Q[part], found.clamp(min=0)).masked_fill(found < 0, float("inf"))
+            found = (
+                self.scan(short[part], window)
+                if scan
+                else self.graph.search(self.primary.distance, short[part], window)[0]
+            )
+            final = self.secondary.distance(Q[part], found.clamp(min=0)).masked_fill(
+                found < 0, float("inf")
+            )
             near[part], best = final.topk(k, 1, largest=False)
             ids[part] = found.gather(1, best)
         return ids.numpy(), (near if self.config["metric"] == "l2" else -near).numpy()
@@ -249,10 +320,21 @@ class LeanVecIndex:
                 near = F.pad(near, (0, 0, 0, rest), value=float("inf"))
             near = near.view(-1, GROUP, len(short))
             torch.amin(near, 1, out=minima[start // GROUP : start // GROUP + len(near)])
-        groups = minima.T.contiguous().topk(min(window, len(minima)), 1, largest=False, sorted=False).indices
+        groups = (
+            minima.T.contiguous()
+            .topk(min(window, len(minima)), 1, largest=False, sorted=False)
+            .indices
+        )
         ids = (groups[:, :, None] * GROUP + torch.arange(GROUP)).flatten(1)
-        near = torch.cat([self.primary.distance(q, i.clamp(max=n - 1)) for q, i in zip(short.split(64), ids.split(64), strict=True)])
-        return ids.gather(1, near.masked_fill(ids >= n, float("inf")).topk(window, 1, largest=False).indices)
+        near = torch.cat(
+            [
+                self.primary.distance(q, i.clamp(max=n - 1))
+                for q, i in zip(short.split(64), ids.split(64), strict=True)
+            ]
+        )
+        return ids.gather(
+            1, near.masked_fill(ids >= n, float("inf")).topk(window, 1, largest=False).indices
+        )
 
     def __len__(self) -> int:
         return 0 if self.primary is None else len(self.primary.stored)
@@ -287,13 +369,21 @@ class LeanVecIndex:
         held = {f"projection.{name}": m for name, m in self.projection._asdict().items()}
         for name, points in (("primary", self.primary), ("secondary", self.secondary)):
             tensors = {f.name: getattr(points.stored, f.name) for f in fields(points.stored)}
-            held |= {f"{name}.{key}": t.numpy() for key, t in tensors.items() if isinstance(t, Tensor)}
-        return held | ({} if self.graph is None else {"graph.neighbours": self.graph.neighbours.numpy()})
+            held |= {
+                f"{name}.{key}": t.numpy() for key, t in tensors.items() if isinstance(t, Tensor)
+            }
+        return held | (
+            {} if self.graph is None else {"graph.neighbours": self.graph.neighbours.numpy()}
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the index to one file, whole or not at all."""
         self.need_vectors()
-        header = {"format": FORMAT, "config": self.config, "entry": None if self.graph is None else self.graph.entry}
+        header = {
+            "format": FORMAT,
+            "config": self.config,
+            "entry": None if self.graph is None else self.graph.entry,
+        }
         part = Path(f"{path}.part")
         try:
             with open(part, "wb") as file:
@@ -310,34 +400,65 @@ class LeanVecIndex:
                 header = json.loads(str(file["header"]))
                 if header["format"] != FORMAT:
                     raise ValueError(f"its format is {header['format']!r}, this reads {FORMAT!r}")
-                return cls(**header["config"]).restore(header["entry"], {name: file[name] for name in file.files if name != "header"})
+                return cls(**header["config"]).restore(
+                    header["entry"], {name: file[name] for name in file.files if name != "header"}
+                )
         except FileNotFoundError:
             raise
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{Path(path).name} can't be read as a LeanVec index (truncated, or another format?): {error}") from error
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            EOFError,
+            OSError,
+            zipfile.BadZipFile,
+        ) as error:
+            raise ValueError(
+                f"{Path(path).name} can't be read as a LeanVec index (truncated, or another format?): {error}"
+            ) from error
 
     def restore(self, entry: int | None, arrays: dict[str, np.ndarray]) -> LeanVecIndex:
         """Take over what `arrays` gave, after checking that it fits together."""
         self.projection = Projection(*(arrays[f"projection.{name}"] for name in Projection._fields))
-        n, c = len(arrays["secondary.values" if "secondary.values" in arrays else "secondary.codes"]), self.config
+        n, c = (
+            len(arrays["secondary.values" if "secondary.values" in arrays else "secondary.codes"]),
+            self.config,
+        )
         if not n:
             raise ValueError("it holds no vectors")
-        template = LeanVecIndex(**c | {"degree": 0, "method": "pca"}).build(np.zeros((1, self.dim), np.float32))
+        template = LeanVecIndex(**c | {"degree": 0, "method": "pca"}).build(
+            np.zeros((1, self.dim), np.float32)
+        )
         for name, array in template.arrays().items():
             shape = (n, *array.shape[1:]) if per_vector(name) else array.shape
             if arrays[name].shape != shape or arrays[name].dtype != array.dtype:
-                raise ValueError(f"{name} is {arrays[name].dtype} {arrays[name].shape}, wanted {array.dtype} {shape}")
+                raise ValueError(
+                    f"{name} is {arrays[name].dtype} {arrays[name].shape}, wanted {array.dtype} {shape}"
+                )
             if array.dtype.kind == "f" and not np.isfinite(arrays[name]).all():
                 raise ValueError(f"{name} holds values that are not finite")
         for part in ("primary", "secondary"):
             points = getattr(template, part)
-            given = {f.name: torch.from_numpy(arrays[f"{part}.{f.name}"]) for f in fields(points.stored) if f"{part}.{f.name}" in arrays}
+            given = {
+                f.name: torch.from_numpy(arrays[f"{part}.{f.name}"])
+                for f in fields(points.stored)
+                if f"{part}.{f.name}" in arrays
+            }
             setattr(self, part, Points(replace(points.stored, **given), c["metric"]))
         if c["degree"]:
             neighbours = arrays["graph.neighbours"]
-            fits = neighbours.shape == (n, c["degree"]) and neighbours.dtype == np.int32 and neighbours.min() >= -1 and neighbours.max() < n
+            fits = (
+                neighbours.shape == (n, c["degree"])
+                and neighbours.dtype == np.int32
+                and neighbours.min() >= -1
+                and neighbours.max() < n
+            )
             if not fits or entry not in range(n):
-                raise ValueError(f"the graph, {neighbours.dtype} {neighbours.shape} from {entry!r}, does not fit {n} vectors")
+                raise ValueError(
+                    f"the graph, {neighbours.dtype} {neighbours.shape} from {entry!r}, does not fit {n} vectors"
+                )
             self.graph = Vamana(torch.from_numpy(neighbours), entry, c["alpha"], c["build_window"])
         return self
 
@@ -352,7 +473,9 @@ def checked(vectors, name: str, dim: int | None = None, least: int = 1) -> np.nd
     try:
         x = np.ascontiguousarray(vectors, np.float32)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be numbers of shape (n, D), got {type(vectors).__name__}: {error}") from error
+        raise ValueError(
+            f"{name} must be numbers of shape (n, D), got {type(vectors).__name__}: {error}"
+        ) from error
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"{name} must have shape (n, D), got {x.shape}")
     if dim is not None and x.shape[1] != dim:
@@ -360,5 +483,7 @@ def checked(vectors, name: str, dim: int | None = None, least: int = 1) -> np.nd
     if len(x) < least:
         raise ValueError(f"{name} holds no vectors")
     if not np.isfinite(x).all():
-        raise ValueError(f"{name}[{int(np.argmin(np.isfinite(x).all(1)))}] holds NaN or infinity (as float32)")
+        raise ValueError(
+            f"{name}[{int(np.argmin(np.isfinite(x).all(1)))}] holds NaN or infinity (as float32)"
+        )
     return x

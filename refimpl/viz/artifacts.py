@@ -14,7 +14,9 @@ def check_features(features: Tensor, least: int = 1) -> Tensor:
     """(b, h, w, c), one image's (h, w, c) getting a batch of one; a `ValueError` otherwise."""
     features = features[None] if features.dim() == 3 else features
     if features.dim() != 4 or len(features) < least:
-        raise ValueError(f"features are (b, h, w, c) with b of at least {least}, got {tuple(features.shape)}")
+        raise ValueError(
+            f"features are (b, h, w, c) with b of at least {least}, got {tuple(features.shape)}"
+        )
     return features.detach().float()
 
 
@@ -37,13 +39,17 @@ def position_readout(features: Tensor, ridge: float = 1e-2) -> float:
     """
     features = check_features(features, 2)
     b, h, w, c = features.shape
-    place = torch.cartesian_prod(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w)).to(features.device)
+    place = torch.cartesian_prod(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w)).to(
+        features.device
+    )
     half = b // 2
     x, unseen = features[:half].reshape(-1, c).double(), features[half:].reshape(-1, c).double()
     y, wanted = place.repeat(half, 1).double(), place.repeat(b - half, 1).double()
     mean, spread = x.mean(0), x.std(0).clamp(min=1e-6)
     x, unseen = (x - mean) / spread, (unseen - mean) / spread
-    weights = torch.linalg.solve(x.T @ x + ridge * len(x) * torch.eye(c, dtype=x.dtype, device=x.device), x.T @ y)
+    weights = torch.linalg.solve(
+        x.T @ x + ridge * len(x) * torch.eye(c, dtype=x.dtype, device=x.device), x.T @ y
+    )
     return (1 - (wanted - unseen @ weights).square().sum() / wanted.square().sum()).item()
 
 
@@ -87,4 +93,6 @@ def similarity_map(features: Tensor, query: tuple[int, int] | None = None) -> Te
     row, column = query or (h // 2, w // 2)
     if not (0 <= row < h and 0 <= column < w):
         raise ValueError(f"query={query} lies outside the map of {h}×{w} patches")
-    return unit_range(F.cosine_similarity(batch, batch[:, row, None, column, None], dim=-1)).reshape(features.shape[:-1])
+    return unit_range(
+        F.cosine_similarity(batch, batch[:, row, None, column, None], dim=-1)
+    ).reshape(features.shape[:-1])

@@ -5,7 +5,7 @@
     maps[0].to_image()  # (b, heads, H·W, H·W)
     explorer(photo, maps)
 
-Every model whose attention goes through `layers.Attend` can be recorded; the model's outputs stay the same, bit for bit.
+Every model whose attention layers have a `layers.Probe` can be recorded; outputs stay bit-equal.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,13 +21,24 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from refimpl.layers import Attend, Layout
+from refimpl.layers import Layout, Probe
 from refimpl.viz.explorer import Explorer, pack
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Explorer", "Map", "entropy", "explorer", "head_matrix", "head_similarity", "non_locality", "offsets", "overlay", "record"]
+__all__ = [
+    "Explorer",
+    "Map",
+    "entropy",
+    "explorer",
+    "head_matrix",
+    "head_similarity",
+    "non_locality",
+    "offsets",
+    "overlay",
+    "record",
+]
 
 
 @dataclass(eq=False)
@@ -55,7 +66,9 @@ class Map:
             return self.layout.grid
         side = math.isqrt(self.weights.shape[-2])
         if side * side != self.weights.shape[-2]:
-            raise ValueError(f"{self.name} was recorded without a layout, and its {self.weights.shape[-2]} tokens are no square")
+            raise ValueError(
+                f"{self.name} was recorded without a layout, and its {self.weights.shape[-2]} tokens are no square"
+            )
         return side, side
 
     def to_image(self) -> Tensor:
@@ -71,17 +84,24 @@ class Map:
             return self.stitch(layout)
         weights = self.weights[:, :, layout.prefix :]
         if weights.shape[-2] != height * width:
-            raise ValueError(f"{self.name}: {weights.shape[-2]} queries after {layout.prefix} prefix tokens do not fill the grid {height}×{width}")
+            raise ValueError(
+                f"{self.name}: {weights.shape[-2]} queries after {layout.prefix} prefix tokens do not fill the grid {height}×{width}"
+            )
         rows, columns = layout.key_grid or layout.grid
         extra = weights.shape[-1] - rows * columns
         if extra not in (0, layout.prefix):
-            raise ValueError(f"{self.name}: {weights.shape[-1]} keys fit neither the grid {rows}×{columns} nor {layout.prefix} prefix tokens before it")
+            raise ValueError(
+                f"{self.name}: {weights.shape[-1]} keys fit neither the grid {rows}×{columns} nor {layout.prefix} prefix tokens before it"
+            )
         weights = weights[..., extra:]
         if (rows, columns) != (height, width):
             y = torch.arange(height, device=weights.device) * rows // height
             x = torch.arange(width, device=weights.device) * columns // width
             cell = (y[:, None] * columns + x).flatten()  # the key that stands for each position
-            weights = weights[..., cell] / torch.bincount(cell, minlength=rows * columns).clamp(min=1)[cell]
+            weights = (
+                weights[..., cell]
+                / torch.bincount(cell, minlength=rows * columns).clamp(min=1)[cell]
+            )
         return weights
 
     def stitch(self, layout: Layout) -> Tensor:
@@ -90,10 +110,14 @@ class Map:
         rows, columns = math.ceil(height / r), math.ceil(width / r)
         windows, heads, n, m = self.weights.shape
         if (n, m) != (r * r, r * r) or windows % (rows * columns):
-            raise ValueError(f"{self.name}: maps {tuple(self.weights.shape)} are no {rows}×{columns} windows of {r}×{r} tokens")
+            raise ValueError(
+                f"{self.name}: maps {tuple(self.weights.shape)} are no {rows}×{columns} windows of {r}×{r} tokens"
+            )
         b = windows // (rows * columns)
         whole = self.weights.new_zeros(b, heads, rows, r, columns, r, rows, r, columns, r)
-        local = rearrange(self.weights, "(b i j) heads (y x) (v u) -> b i j heads y x v u", b=b, i=rows, y=r, v=r)
+        local = rearrange(
+            self.weights, "(b i j) heads (y x) (v u) -> b i j heads y x v u", b=b, i=rows, y=r, v=r
+        )
         for i in range(rows):
             for j in range(columns):
                 whole[:, :, i, :, j, :, i, :, j] = local[:, i, j]
@@ -102,48 +126,52 @@ class Map:
 
 
 @contextmanager
-def record(model: nn.Module) -> Iterator[list[Map]]:
-    """While active, every forward pass appends a `Map` for each attention layer to the list, in order of execution.
+def record(model: nn.Module, grid: tuple[int, int] | None = None) -> Iterator[list[Map]]:
+    """While active, each forward pass appends a `Map` per attention layer, in order of execution.
 
-    Calls of one `Attend` within one pass of its owner (a head at a time, say) become the heads of one map. Maps are float32 on the CPU.
-    Raises `ValueError` when the model has no `layers.Attend`.
+    Calls of one `Probe` within one pass of the layer that owns it (head after head, say) become
+    the heads of one map. Maps are float32 on the CPU. grid: rows and columns of the tokens, for a
+    model that was built for another size. Raises `ValueError` when the model has no `Probe`.
     """
-    owners = {name: module for name, module in model.named_modules() if any(isinstance(child, Attend) for child in module.children())}
-    attends = {name: module for name, module in model.named_modules() if isinstance(module, Attend)}
-    if not attends:
-        raise ValueError(f"record: {type(model).__name__} has no attention that goes through layers.Attend")
+    probes = {name: module for name, module in model.named_modules() if isinstance(module, Probe)}
+    if not probes:
+        raise ValueError(f"record: {type(model).__name__} has no attention with a layers.Probe")
     maps: list[Map] = []
-    current: dict[Attend, Map] = {}
+    current: dict[Probe, Map] = {}  # the map that further heads of this pass join
 
-    def listen(attend: Attend, name: str):
-        def receive(weights: Tensor, layout: Layout | None) -> None:
-            weights = weights.detach().float().cpu()
-            last = current.get(attend)
+    def listen(name: str):
+        def receive(probe: Probe, args: tuple) -> None:
+            make_map, place = (*args, None)[:2]
+            with torch.no_grad():
+                weights = make_map().detach().float().cpu()
+            place = grid or place
+            layout = probe.layout
+            if place is not None:
+                layout = replace(layout, grid=place) if layout else Layout(place)
+            last = current.get(probe)
             if last is not None and last.layout == layout and mergeable(last.weights, weights):
                 last.weights = torch.cat([last.weights, weights], 1)
                 return
-            maps.append(Map(name, weights, layout))
-            if name in owners:
-                current[attend] = maps[-1]
+            current[probe] = Map(name, weights, layout)
+            maps.append(current[probe])
 
         return receive
 
-    def new_pass(owner: nn.Module, args) -> None:
+    def new_pass(owner: nn.Module, args: tuple) -> None:
         for child in owner.children():
-            if isinstance(child, Attend):
-                current.pop(child, None)
+            current.pop(child, None)
 
-    before = {attend: attend.recorder for attend in attends.values()}
-    hooks = [owner.register_forward_pre_hook(new_pass) for owner in owners.values()]
-    for path, attend in attends.items():
-        attend.recorder = listen(attend, path.rpartition(".")[0])
+    hooks = []
+    for path, probe in probes.items():
+        name = path.rpartition(".")[0]
+        owner = model.get_submodule(name)
+        hooks.append(owner.register_forward_pre_hook(new_pass))
+        hooks.append(probe.register_forward_pre_hook(listen(name)))
     try:
         yield maps
     finally:
         for hook in hooks:
             hook.remove()
-        for attend, recorder in before.items():
-            attend.recorder = recorder
 
 
 def mergeable(first: Tensor, second: Tensor) -> bool:
@@ -215,7 +243,15 @@ def chosen(maps: Map | Tensor, sample: int) -> tuple[Tensor, tuple[int, int]]:
     return weights[sample], grid
 
 
-def overlay(image, maps: Map | Tensor, query: tuple[int, int], *, sample: int = 0, heads: Sequence[int] | None = None, columns: int | None = None) -> Figure:
+def overlay(
+    image,
+    maps: Map | Tensor,
+    query: tuple[int, int],
+    *,
+    sample: int = 0,
+    heads: Sequence[int] | None = None,
+    columns: int | None = None,
+) -> Figure:
     """The image with the query patch outlined, then for each head the same image, dark where the query does not look.
 
     image: (3, H, W) or (1, H, W) in [0, 1]; query: (row, column) in patches; every map is scaled to its own maximum;
@@ -237,15 +273,35 @@ def overlay(image, maps: Map | Tensor, query: tuple[int, int], *, sample: int = 
     look = look / look.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
     shade = F.interpolate(look, picture.shape[:2], mode="nearest")[:, 0].numpy()
     pictures = [picture] + [picture * (0.12 + 0.88 * s[..., None]) for s in shade]
-    fig = charts.image_grid(pictures, ["query", *(f"head {h + 1}" for h in heads)], columns=columns or math.ceil(len(pictures) / math.ceil(len(pictures) / 6)))
+    fig = charts.image_grid(
+        pictures,
+        ["query", *(f"head {h + 1}" for h in heads)],
+        columns=columns or math.ceil(len(pictures) / math.ceil(len(pictures) / 6)),
+    )
     patch_h, patch_w = picture.shape[0] / height, picture.shape[1] / width
     for ax in fig.axes[: len(pictures)]:
         for edge, thickness in (("#000000", 3.0), ("#ffffff", 1.4)):
-            ax.add_patch(Rectangle((column * patch_w - 0.5, row * patch_h - 0.5), patch_w, patch_h, fill=False, ec=edge, lw=thickness))
+            ax.add_patch(
+                Rectangle(
+                    (column * patch_w - 0.5, row * patch_h - 0.5),
+                    patch_w,
+                    patch_h,
+                    fill=False,
+                    ec=edge,
+                    lw=thickness,
+                )
+            )
     return fig
 
 
-def explorer(image, maps: Map | Sequence[Map], *, sample: int = 0, title: str = "", query: tuple[float, float] = (0.5, 0.5)) -> Explorer:
+def explorer(
+    image,
+    maps: Map | Sequence[Map],
+    *,
+    sample: int = 0,
+    title: str = "",
+    query: tuple[float, float] = (0.5, 0.5),
+) -> Explorer:
     """A hoverable explorer: for the patch under pointer, finger or arrow keys, where each head looks. Self-contained HTML, at most 150 KB.
 
     image: (3, H, W) or (1, H, W) in [0, 1]; maps: one layer or several, chosen from a list; title: said to screen readers and shown above;
@@ -254,7 +310,9 @@ def explorer(image, maps: Map | Sequence[Map], *, sample: int = 0, title: str = 
     """
     layers = [maps] if isinstance(maps, Map) else list(maps)
     if not layers:
-        raise ValueError("explorer: no maps; run the model inside `with record(model) as maps:` first")
+        raise ValueError(
+            "explorer: no maps; run the model inside `with record(model) as maps:` first"
+        )
     prepared = []
     for layer in layers:
         weights, grid = chosen(layer, sample)
@@ -262,12 +320,27 @@ def explorer(image, maps: Map | Sequence[Map], *, sample: int = 0, title: str = 
     return pack(image, prepared, title or "Attention explorer", query)
 
 
-def coarse(weights: Tensor, grid: tuple[int, int], most: int = 28) -> tuple[Tensor, tuple[int, int]]:
+def coarse(
+    weights: Tensor, grid: tuple[int, int], most: int = 28
+) -> tuple[Tensor, tuple[int, int]]:
     """Pool maps with more than `most` rows or columns to half, quarter …: queries are averaged, keys are summed."""
     height, width = grid
     while max(height, width) > most and height % 2 == width % 2 == 0:
         weights = (
-            reduce(weights, "c (h i w j) (y v x u) -> c (h w) (y x)", "sum", h=height // 2, i=2, j=2, w=width // 2, y=height // 2, v=2, u=2, x=width // 2) / 4
+            reduce(
+                weights,
+                "c (h i w j) (y v x u) -> c (h w) (y x)",
+                "sum",
+                h=height // 2,
+                i=2,
+                j=2,
+                w=width // 2,
+                y=height // 2,
+                v=2,
+                u=2,
+                x=width // 2,
+            )
+            / 4
         )
         height, width = height // 2, width // 2
     return weights, (height, width)

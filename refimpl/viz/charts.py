@@ -26,7 +26,14 @@ GRID = "#dcd9d1"
 WASH = "#ecebe4"  # filled boxes of diagrams
 DARK_PAGE = "#14181d"  # the book's dark page and its text: where `dark_twin` takes paper and ink
 LIGHT_INK = "#dfe3e8"
-PALETTE = ("#1f91fb", "#840208", "#907f0c", "#5c29c9", "#297161", "#3b2041")  # tests/test_viz.py holds what it promises
+PALETTE = (
+    "#1f91fb",
+    "#840208",
+    "#907f0c",
+    "#5c29c9",
+    "#297161",
+    "#3b2041",
+)  # tests/test_viz.py holds what it promises
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1)), (0, (8, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SEQUENTIAL = "viridis"
@@ -99,19 +106,29 @@ def png(fig: Figure) -> bytes:
     for _ in range(2):
         fig.draw_without_rendering()
     if layout is not None:
-        fig.set_layout_engine("none")  # each pass moves the axes a little, and the boxes are those of this one
+        fig.set_layout_engine(
+            "none"
+        )  # each pass moves the axes a little, and the boxes are those of this one
     dpi = fig.dpi
     frame = fig.get_tightbbox().padded(0.12)
     extents = [
-        Bbox.intersection(artist.get_window_extent(), artist.axes.get_window_extent()) for artist in fig.findobj(lambda a: isinstance(a, AxesImage | QuadMesh))
+        Bbox.intersection(artist.get_window_extent(), artist.axes.get_window_extent())
+        for artist in fig.findobj(lambda a: isinstance(a, AxesImage | QuadMesh))
     ]
     raw, out, notes = io.BytesIO(), io.BytesIO(), PngInfo()
     fig.savefig(raw, format="png", bbox_inches=frame, dpi=dpi)
     if layout is not None:
         fig.set_layout_engine(layout)
     picture = Image.open(raw).convert("RGB")
-    left, foot = frame.x0 * dpi, frame.y0 * dpi + picture.height  # the file counts rows from the top, of a height in whole pixels
-    boxes = [[round(v) for v in (e.x0 - left, foot - e.y1, e.x1 - left, foot - e.y0)] for e in extents if e is not None]
+    left, foot = (
+        frame.x0 * dpi,
+        frame.y0 * dpi + picture.height,
+    )  # the file counts rows from the top, of a height in whole pixels
+    boxes = [
+        [round(v) for v in (e.x0 - left, foot - e.y1, e.x1 - left, foot - e.y0)]
+        for e in extents
+        if e is not None
+    ]
     notes.add_text("pictures", json.dumps(boxes))
     if raw.tell() > 40_000:
         picture = picture.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
@@ -145,8 +162,20 @@ def dark_twin(file: bytes) -> bytes | None:
     return out.getvalue()
 
 
-TO_LMS = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566], [0.0883024619, 0.2817188376, 0.6299787005]])
-TO_LAB = np.array([[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099], [0.0259040371, 0.7827717662, -0.8086757660]])
+TO_LMS = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+)
+TO_LAB = np.array(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+)
 
 
 def to_oklab(rgb: np.ndarray) -> np.ndarray:
@@ -164,11 +193,15 @@ def turn(lab: np.ndarray) -> np.ndarray:
     paper, ink, page, light = (to_oklab(rgb(c))[0] for c in (PAPER, INK, DARK_PAGE, LIGHT_INK))
     lightness = page + (paper - lab[..., 0]) / (paper - ink) * (light - page)
     tint = to_oklab(rgb(DARK_PAGE))[1:] - to_oklab(rgb(PAPER))[1:]
-    share = np.clip((lab[..., 0] - ink) / (paper - ink), 0, 1)[..., None]  # how much of the paper's own tint a pixel holds
+    share = np.clip((lab[..., 0] - ink) / (paper - ink), 0, 1)[
+        ..., None
+    ]  # how much of the paper's own tint a pixel holds
     return np.concatenate([lightness[..., None], lab[..., 1:] + share * tint], -1)
 
 
-def figure(rows: int = 1, columns: int = 1, height: float = 3.4, width: float = WIDTH, **options) -> tuple[Figure, Axes | np.ndarray]:
+def figure(
+    rows: int = 1, columns: int = 1, height: float = 3.4, width: float = WIDTH, **options
+) -> tuple[Figure, Axes | np.ndarray]:
     """A figure of the book's width with `rows` × `columns` axes; `height` in inches is the whole figure's. `options` go to `plt.subplots`."""
     import matplotlib.pyplot as plt
 
@@ -192,7 +225,9 @@ def as_picture(image) -> np.ndarray:
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image[..., 0]
     if image.ndim not in (2, 3):
-        raise ValueError(f"a picture is (3, h, w), (1, h, w), (h, w, 3) or (h, w), got {image.shape}")
+        raise ValueError(
+            f"a picture is (3, h, w), (1, h, w), (h, w, 3) or (h, w), got {image.shape}"
+        )
     return image.clip(0, 1) if image.ndim == 3 and image.dtype.kind == "f" else image
 
 
@@ -215,14 +250,22 @@ def image_grid(
     columns = min(len(images), columns or 6)
     rows = math.ceil(len(images) / columns)
     if titles is not None and len(titles) not in (columns, len(images)):
-        raise ValueError(f"image_grid: {len(titles)} titles for {len(images)} images in {columns} columns")
+        raise ValueError(
+            f"image_grid: {len(titles)} titles for {len(images)} images in {columns} columns"
+        )
     if row_titles is not None and len(row_titles) != rows:
         raise ValueError(f"image_grid: {len(row_titles)} row_titles for {rows} rows")
     aspect = max(image.shape[0] / image.shape[1] for image in images)
     cell = width / (columns + (0.35 if row_titles else 0))
     lines = 0 if titles is None else max(t.count("\n") + 1 for t in titles)
     title_rows = rows if titles is not None and len(titles) == len(images) else 1
-    fig, axes = figure(rows, columns, height=rows * (cell * aspect + 0.06) + title_rows * lines * 0.24, width=width, squeeze=False)
+    fig, axes = figure(
+        rows,
+        columns,
+        height=rows * (cell * aspect + 0.06) + title_rows * lines * 0.24,
+        width=width,
+        squeeze=False,
+    )
     for ax in axes.flat:
         bare(ax)
     for i, image in enumerate(images):
@@ -252,9 +295,18 @@ def heatmap(
     if matrix.ndim != 2:
         raise ValueError(f"heatmap: a matrix has two dimensions, got {matrix.shape}")
     low, high = limits or (np.nanmin(matrix), np.nanmax(matrix))
-    image = ax.imshow(matrix, cmap=cmap, vmin=low, vmax=high, aspect="auto" if max(matrix.shape) > 3 * min(matrix.shape) else "equal")
+    image = ax.imshow(
+        matrix,
+        cmap=cmap,
+        vmin=low,
+        vmax=high,
+        aspect="auto" if max(matrix.shape) > 3 * min(matrix.shape) else "equal",
+    )
     ax.grid(False)
-    for names, axis, count in ((columns, ax.xaxis, matrix.shape[1]), (rows, ax.yaxis, matrix.shape[0])):
+    for names, axis, count in (
+        (columns, ax.xaxis, matrix.shape[1]),
+        (rows, ax.yaxis, matrix.shape[0]),
+    ):
         if names is not None:
             if len(names) != count:
                 raise ValueError(f"heatmap: {len(names)} names for {count} entries")
@@ -271,14 +323,27 @@ def heatmap(
 
 
 def bars(
-    ax: Axes, values: Mapping[str, float], *, errors: Mapping[str, float] | None = None, label: str = "", digits: int = 2, highlight: str | None = None
+    ax: Axes,
+    values: Mapping[str, float],
+    *,
+    errors: Mapping[str, float] | None = None,
+    label: str = "",
+    digits: int = 2,
+    highlight: str | None = None,
 ) -> None:
     """Horizontal bars, the first at the top, each with its value written. `errors`: half-lengths of whiskers; `highlight`: the bar that the text speaks of."""
     names = list(values)
     heights = [float(values[name]) for name in names]
     colours = [PALETTE[0] if highlight in (None, name) else SOFT for name in names]
     whiskers = None if errors is None else [float(errors[name]) for name in names]
-    ax.barh(names, heights, color=colours, height=0.66, xerr=whiskers, error_kw={"ecolor": INK, "capsize": 3})
+    ax.barh(
+        names,
+        heights,
+        color=colours,
+        height=0.66,
+        xerr=whiskers,
+        error_kw={"ecolor": INK, "capsize": 3},
+    )
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set_xlabel(label)
@@ -289,7 +354,15 @@ def bars(
     ax.margins(x=0.16)
 
 
-def lines(ax: Axes, x, series: Mapping[str, Sequence], *, xlabel: str = "", ylabel: str = "", direct: bool = True) -> None:
+def lines(
+    ax: Axes,
+    x,
+    series: Mapping[str, Sequence],
+    *,
+    xlabel: str = "",
+    ylabel: str = "",
+    direct: bool = True,
+) -> None:
     """One line a series: values (steps,), or (seeds, steps), drawn as the mean with a band from least to most.
 
     direct: write each name at the line's end instead of in a legend (names that would touch are moved apart).
@@ -299,9 +372,18 @@ def lines(ax: Axes, x, series: Mapping[str, Sequence], *, xlabel: str = "", ylab
     for i, (name, values) in enumerate(series.items()):
         values = np.atleast_2d(np.asarray(values, dtype=float))
         if values.shape[-1] != len(x):
-            raise ValueError(f"lines: series {name!r} has {values.shape[-1]} points, x has {len(x)}")
+            raise ValueError(
+                f"lines: series {name!r} has {values.shape[-1]} points, x has {len(x)}"
+            )
         colour = PALETTE[i % len(PALETTE)]
-        ax.plot(x, values.mean(0), color=colour, linestyle=DASHES[i % len(DASHES)], label=name, marker=MARKERS[i % 6] if len(x) <= 20 else None)
+        ax.plot(
+            x,
+            values.mean(0),
+            color=colour,
+            linestyle=DASHES[i % len(DASHES)],
+            label=name,
+            marker=MARKERS[i % 6] if len(x) <= 20 else None,
+        )
         if len(values) > 1:
             ax.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.16, linewidth=0)
         ends.append((values.mean(0)[-1], name, i))
@@ -319,11 +401,24 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, int]]) -> None:
     inverse, last = ax.transAxes.inverted(), -math.inf
     for y, name, i in sorted(ends):
         last = max(inverse.transform(ax.transData.transform((ax.get_xlim()[0], y)))[1], last + gap)
-        ax.plot([1.01, 1.06], [last] * 2, color=PALETTE[i % 6], linestyle=DASHES[i % 6], transform=ax.transAxes, clip_on=False)
+        ax.plot(
+            [1.01, 1.06],
+            [last] * 2,
+            color=PALETTE[i % 6],
+            linestyle=DASHES[i % 6],
+            transform=ax.transAxes,
+            clip_on=False,
+        )
         ax.text(1.075, last, name, transform=ax.transAxes, va="center", fontsize=11)
 
 
-def roofline(ax: Axes, ceilings: Ceilings, points: Mapping[str, tuple[float, float]], *, unit: str = "GFLOP/s") -> None:
+def roofline(
+    ax: Axes,
+    ceilings: Ceilings,
+    points: Mapping[str, tuple[float, float]],
+    *,
+    unit: str = "GFLOP/s",
+) -> None:
     """This machine's roofs (copy rate and product rate, see `lab.measure.ceilings`) and points (FLOP/byte, measured GFLOP/s) under them.
 
     A point with a rate of `None` is placed on the roof: what the machine would allow at best.
@@ -335,13 +430,47 @@ def roofline(ax: Axes, ceilings: Ceilings, points: Mapping[str, tuple[float, flo
     ax.plot(x, roof, color=INK, linestyle="-", linewidth=1.6)
     ax.axvline(ceilings.ridge, color=SOFT, linestyle=(0, (2, 2)), linewidth=1)
     floor = roof.min() / 3
-    ax.text(ceilings.ridge * 1.08, floor * 1.15, f"ridge {ceilings.ridge:.1f}", color=SOFT, fontsize=11, va="bottom")
-    ax.text(high, ceilings.gflops * 1.12, f"matrix product {ceilings.gflops:.0f} GFLOP/s", ha="right", fontsize=11)
-    ax.text(x[20] * 1.4, ceilings.gbs * x[20] * 0.8, f"copy {ceilings.gbs:.0f} GB/s", fontsize=11, va="top")
+    ax.text(
+        ceilings.ridge * 1.08,
+        floor * 1.15,
+        f"ridge {ceilings.ridge:.1f}",
+        color=SOFT,
+        fontsize=11,
+        va="bottom",
+    )
+    ax.text(
+        high,
+        ceilings.gflops * 1.12,
+        f"matrix product {ceilings.gflops:.0f} GFLOP/s",
+        ha="right",
+        fontsize=11,
+    )
+    ax.text(
+        x[20] * 1.4,
+        ceilings.gbs * x[20] * 0.8,
+        f"copy {ceilings.gbs:.0f} GB/s",
+        fontsize=11,
+        va="top",
+    )
     for i, (name, (intensity, rate)) in enumerate(points.items()):
         y = min(ceilings.gflops, ceilings.gbs * intensity) if rate is None else rate
-        ax.plot([intensity], [y], MARKERS[(i + i // 6) % 6], color=PALETTE[i % 6], markersize=8, linestyle="none", label=name)
-    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(floor, ceilings.gflops * 2), xlabel="arithmetic intensity (FLOP/byte)", ylabel=unit)
+        ax.plot(
+            [intensity],
+            [y],
+            MARKERS[(i + i // 6) % 6],
+            color=PALETTE[i % 6],
+            markersize=8,
+            linestyle="none",
+            label=name,
+        )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlim=(low, high),
+        ylim=(floor, ceilings.gflops * 2),
+        xlabel="arithmetic intensity (FLOP/byte)",
+        ylabel=unit,
+    )
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
@@ -357,38 +486,124 @@ class Diagram:
         self.fig, self.ax = figure(height=width * rows / columns, width=width)
         bare(self.ax).set(xlim=(0, columns), ylim=(rows, 0), aspect="equal")
 
-    def box(self, x: float, y: float, text: str, *, w: float = 2.0, h: float = 0.9, tone: int | None = None, size: float = 11) -> tuple:
+    def box(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        w: float = 2.0,
+        h: float = 0.9,
+        tone: int | None = None,
+        size: float = 11,
+    ) -> tuple:
         """A box with its upper left corner at (x, y); `tone` numbers a colour of the palette for its edge. Returns (x, y, w, h) for `arrow`."""
         from matplotlib.patches import FancyBboxPatch
 
         edge = SOFT if tone is None else PALETTE[tone % len(PALETTE)]
-        shape = FancyBboxPatch((x, y), w, h, boxstyle=f"round,pad=0,rounding_size={min(w, h) * 0.15}", fc=WASH, ec=edge, lw=1.2 if tone is None else 2.2)
+        shape = FancyBboxPatch(
+            (x, y),
+            w,
+            h,
+            boxstyle=f"round,pad=0,rounding_size={min(w, h) * 0.15}",
+            fc=WASH,
+            ec=edge,
+            lw=1.2 if tone is None else 2.2,
+        )
         self.ax.add_patch(shape)
         self.ax.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=size)
         return (x, y, w, h)
 
-    def arrow(self, start: tuple, end: tuple, text: str = "", *, tone: int | None = None, bend: float = 0.0, dashed: bool = False) -> None:
+    def arrow(
+        self,
+        start: tuple,
+        end: tuple,
+        text: str = "",
+        *,
+        tone: int | None = None,
+        bend: float = 0.0,
+        dashed: bool = False,
+    ) -> None:
         """An arrow between two boxes (from edge to edge) or points (x, y), with an optional text at its middle."""
         colour = INK if tone is None else PALETTE[tone % len(PALETTE)]
         a, b = edge_points(start, end)
-        look = {"arrowstyle": "-|>", "color": colour, "lw": 1.6, "shrinkA": 1, "shrinkB": 1, "connectionstyle": f"arc3,rad={bend}"}
+        look = {
+            "arrowstyle": "-|>",
+            "color": colour,
+            "lw": 1.6,
+            "shrinkA": 1,
+            "shrinkB": 1,
+            "connectionstyle": f"arc3,rad={bend}",
+        }
         self.ax.annotate("", b, a, arrowprops=look | {"linestyle": "--" if dashed else "-"})
         if text:
-            self.text((a[0] + b[0]) / 2, (a[1] + b[1]) / 2 - 0.12 - bend, text, va="bottom", colour=colour)
+            self.text(
+                (a[0] + b[0]) / 2, (a[1] + b[1]) / 2 - 0.12 - bend, text, va="bottom", colour=colour
+            )
 
-    def text(self, x: float, y: float, text: str, *, size: float = 11, ha: str = "center", va: str = "center", colour: str = INK, bold: bool = False) -> None:
-        self.ax.text(x, y, text, fontsize=size, ha=ha, va=va, color=colour, fontweight="bold" if bold else "normal")
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: float = 11,
+        ha: str = "center",
+        va: str = "center",
+        colour: str = INK,
+        bold: bool = False,
+    ) -> None:
+        self.ax.text(
+            x,
+            y,
+            text,
+            fontsize=size,
+            ha=ha,
+            va=va,
+            color=colour,
+            fontweight="bold" if bold else "normal",
+        )
 
-    def grid(self, x: float, y: float, values, *, cell: float = 0.4, cmap: str = SEQUENTIAL, limits: tuple[float, float] | None = None) -> tuple:
+    def grid(
+        self,
+        x: float,
+        y: float,
+        values,
+        *,
+        cell: float = 0.4,
+        cmap: str = SEQUENTIAL,
+        limits: tuple[float, float] | None = None,
+    ) -> tuple:
         """A small matrix of coloured cells with its upper left corner at (x, y). Returns (x, y, w, h) for `arrow`."""
         values = np.atleast_2d(np.asarray(values, dtype=float))
         rows, columns = values.shape
         low, high = limits or (values.min(), values.max())
-        self.ax.imshow(values, cmap=cmap, vmin=low, vmax=high, extent=(x, x + columns * cell, y + rows * cell, y), zorder=1)
+        self.ax.imshow(
+            values,
+            cmap=cmap,
+            vmin=low,
+            vmax=high,
+            extent=(x, x + columns * cell, y + rows * cell, y),
+            zorder=1,
+        )
         for i in range(rows + 1):
-            self.ax.plot([x, x + columns * cell], [y + i * cell] * 2, color=PAPER, lw=0.8, linestyle="-", zorder=2)
+            self.ax.plot(
+                [x, x + columns * cell],
+                [y + i * cell] * 2,
+                color=PAPER,
+                lw=0.8,
+                linestyle="-",
+                zorder=2,
+            )
         for j in range(columns + 1):
-            self.ax.plot([x + j * cell] * 2, [y, y + rows * cell], color=PAPER, lw=0.8, linestyle="-", zorder=2)
+            self.ax.plot(
+                [x + j * cell] * 2,
+                [y, y + rows * cell],
+                color=PAPER,
+                lw=0.8,
+                linestyle="-",
+                zorder=2,
+            )
         self.ax.set(xlim=self.ax.get_xlim(), ylim=self.ax.get_ylim(), aspect="equal")
         return (x, y, columns * cell, rows * cell)
 
@@ -411,7 +626,12 @@ def edge_points(start: tuple, end: tuple) -> tuple[tuple[float, float], tuple[fl
 
 def rgb(colour) -> np.ndarray:
     """A colour (hex text or three numbers in [0, 1]) as an array (3,)."""
-    return np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] if isinstance(colour, str) else colour, dtype=float)
+    return np.array(
+        [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        if isinstance(colour, str)
+        else colour,
+        dtype=float,
+    )
 
 
 def linear(rgb: np.ndarray) -> np.ndarray:

@@ -32,7 +32,12 @@ class Explorer:
         return f"{self.title} (interactive: shown as HTML)"
 
 
-def pack(image, layers: Sequence[tuple[str, Tensor, tuple[int, int]]], title: str, query: tuple[float, float]) -> Explorer:
+def pack(
+    image,
+    layers: Sequence[tuple[str, Tensor, tuple[int, int]]],
+    title: str,
+    query: tuple[float, float],
+) -> Explorer:
     """layers: (name, weights (heads, h·w, h·w), (h, w)). Quantises as finely as the size limit allows, 64 levels at most."""
     if not all(0 <= q <= 1 for q in query):
         raise ValueError(f"query={query} must be shares of height and width, from 0 to 1")
@@ -43,7 +48,10 @@ def pack(image, layers: Sequence[tuple[str, Tensor, tuple[int, int]]], title: st
         meta = {
             "levels": levels,
             "query": [round(float(q), 3) for q in query],
-            "layers": [{"name": name, "rows": h, "columns": w, "heads": len(weights)} for name, weights, (h, w) in layers],
+            "layers": [
+                {"name": name, "rows": h, "columns": w, "heads": len(weights)}
+                for name, weights, (h, w) in layers
+            ],
         }
         packed = base64.b64encode(zlib.compress(data, 9)).decode()
         text = (
@@ -56,7 +64,9 @@ def pack(image, layers: Sequence[tuple[str, Tensor, tuple[int, int]]], title: st
         size = len(text.encode())
         if size <= LIMIT:
             return Explorer(text, title)
-    raise ValueError(f"explorer: {len(layers)} layers take {size // 1000} KB, at most {LIMIT // 1000} KB fit; give fewer layers")
+    raise ValueError(
+        f"explorer: {len(layers)} layers take {size // 1000} KB, at most {LIMIT // 1000} KB fit; give fewer layers"
+    )
 
 
 def quantise(weights: Tensor, levels: int) -> bytes:
@@ -74,13 +84,21 @@ def jpeg(image, side: int = 288) -> str:
     from refimpl.viz.charts import as_picture
 
     pixels = as_picture(image)
-    pixels = pixels if pixels.dtype == np.uint8 else np.rint(np.asarray(pixels, np.float64).clip(0, 1) * 255).astype(np.uint8)
+    pixels = (
+        pixels
+        if pixels.dtype == np.uint8
+        else np.rint(np.asarray(pixels, np.float64).clip(0, 1) * 255).astype(np.uint8)
+    )
     picture = Image.fromarray(pixels).convert("RGB")
     longest = max(picture.size)
     if longest > side:
-        picture = picture.resize([round(n * side / longest) for n in picture.size], Image.Resampling.LANCZOS)
+        picture = picture.resize(
+            [round(n * side / longest) for n in picture.size], Image.Resampling.LANCZOS
+        )
     elif longest <= side // 2:  # a digit: whole multiples keep its pixels square
-        picture = picture.resize([n * (side // longest) for n in picture.size], Image.Resampling.NEAREST)
+        picture = picture.resize(
+            [n * (side // longest) for n in picture.size], Image.Resampling.NEAREST
+        )
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=82, optimize=True)
     return base64.b64encode(out.getvalue()).decode()

@@ -21,7 +21,10 @@ def grid_of(count: int, grid: tuple[int, int] | None) -> tuple[int, int]:
     side = math.isqrt(count)
     grid = grid or (side, side)
     if grid[0] * grid[1] != count:
-        raise ValueError(f"{count} patches do not fill the grid {grid[0]}×{grid[1]}" + ("" if side * side == count else "; give grid=(rows, columns)"))
+        raise ValueError(
+            f"{count} patches do not fill the grid {grid[0]}×{grid[1]}"
+            + ("" if side * side == count else "; give grid=(rows, columns)")
+        )
     return grid
 
 
@@ -33,7 +36,9 @@ def colour_picture(image) -> np.ndarray:
 def spread(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """A (rows, columns) grid enlarged to the picture's (h, w)."""
     rows, columns = values.shape[:2]
-    return values[np.arange(shape[0]) * rows // shape[0]][:, np.arange(shape[1]) * columns // shape[1]]
+    return values[np.arange(shape[0]) * rows // shape[0]][
+        :, np.arange(shape[1]) * columns // shape[1]
+    ]
 
 
 def kept(image, keep: Tensor, grid: tuple[int, int] | None = None) -> np.ndarray:
@@ -56,23 +61,52 @@ def merged(image, group: Tensor, grid: tuple[int, int] | None = None) -> np.ndar
     return out
 
 
-def outline(ax: Axes, group: Tensor, extent: tuple[int, int], grid: tuple[int, int] | None = None) -> None:
+def outline(
+    ax: Axes, group: Tensor, extent: tuple[int, int], grid: tuple[int, int] | None = None
+) -> None:
     """Draw the borders between groups onto an image of `extent` (h, w) pixels that `ax` shows."""
     group = torch.as_tensor(group).long().flatten()
     rows, columns = grid_of(len(group), grid)
     owner = group.reshape(rows, columns)
     dy, dx = extent[0] / rows, extent[1] / columns
-    lines = [((j + 1, i), (j + 1, i + 1)) for i, j in torch.nonzero(owner[:, 1:] != owner[:, :-1]).tolist()]
-    lines += [((j, i + 1), (j + 1, i + 1)) for i, j in torch.nonzero(owner[1:] != owner[:-1]).tolist()]
+    lines = [
+        ((j + 1, i), (j + 1, i + 1))
+        for i, j in torch.nonzero(owner[:, 1:] != owner[:, :-1]).tolist()
+    ]
+    lines += [
+        ((j, i + 1), (j + 1, i + 1)) for i, j in torch.nonzero(owner[1:] != owner[:-1]).tolist()
+    ]
     for colour, width in (("#000000", 1.8), ("#ffffff", 0.8)):
         for (x0, y0), (x1, y1) in lines:
-            ax.plot([x0 * dx - 0.5, x1 * dx - 0.5], [y0 * dy - 0.5, y1 * dy - 0.5], color=colour, lw=width, linestyle="-", marker="")
+            ax.plot(
+                [x0 * dx - 0.5, x1 * dx - 0.5],
+                [y0 * dy - 0.5, y1 * dy - 0.5],
+                color=colour,
+                lw=width,
+                linestyle="-",
+                marker="",
+            )
 
 
-def kept_by_layer(image, keeps: Sequence[Tensor], names: Sequence[str] | None = None, grid: tuple[int, int] | None = None) -> Figure:
+def kept_by_layer(
+    image,
+    keeps: Sequence[Tensor],
+    names: Sequence[str] | None = None,
+    grid: tuple[int, int] | None = None,
+) -> Figure:
     """The image, then what each layer kept of it, with the share that is left under its name. keeps: (n,) bool a layer."""
     names = names or [f"layer {i + 1}" for i in range(len(keeps))]
     if len(names) != len(keeps):
         raise ValueError(f"kept_by_layer: {len(names)} names for {len(keeps)} layers")
-    titles = ["image", *(f"{name}: {torch.as_tensor(keep).float().mean():.0%}" for name, keep in zip(names, keeps, strict=True))]
-    return charts.image_grid([colour_picture(image), *(kept(image, keep, grid) for keep in keeps)], titles, columns=min(len(titles), 4))
+    titles = [
+        "image",
+        *(
+            f"{name}: {torch.as_tensor(keep).float().mean():.0%}"
+            for name, keep in zip(names, keeps, strict=True)
+        ),
+    ]
+    return charts.image_grid(
+        [colour_picture(image), *(kept(image, keep, grid) for keep in keeps)],
+        titles,
+        columns=min(len(titles), 4),
+    )

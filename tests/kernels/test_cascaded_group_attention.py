@@ -8,13 +8,22 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from precision import apart, as_double, needs_triton
 from refimpl.kernels.cascaded_group_attention import cascaded_group_attention, cost, example
 from refimpl.papers.efficientvit import CascadedGroupAttention
+from shared.kernels import apart, as_double, needs_triton
 
-quick = settings(deadline=None, max_examples=8, derandomize=True, phases=[Phase.explicit, Phase.generate])
+quick = settings(
+    deadline=None, max_examples=8, derandomize=True, phases=[Phase.explicit, Phase.generate]
+)
 # windows, side, heads, key_dim, head width, K
-shapes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), st.sampled_from([1, 3, 5, 7]))
+shapes = st.tuples(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.integers(1, 6),
+    st.sampled_from([1, 3, 5, 7]),
+)
 
 
 def problem(windows, side, heads, key_dim, c, kernel, dtype=torch.float64, seed=0):
@@ -41,12 +50,17 @@ def test_equals_the_loops_in_float64(backend, drawn):
     needs_triton(backend)
     arguments = problem(*drawn)
     truth = cascaded_group_attention(**arguments, backend="naive")
-    torch.testing.assert_close(cascaded_group_attention(**arguments, backend=backend), truth, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        cascaded_group_attention(**arguments, backend=backend), truth, rtol=1e-11, atol=1e-11
+    )
 
 
 @settings(quick, max_examples=5)
 @given(shapes)
-@pytest.mark.parametrize(("backend", "dtype"), [("numpy", torch.float32), ("triton", torch.float32), ("triton", torch.float16)])
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [("numpy", torch.float32), ("triton", torch.float32), ("triton", torch.float16)],
+)
 def test_error_is_at_most_twice_the_composed_form_s(backend, dtype, drawn):
     """Floor for tiny shapes, where the composed form may be exact: two roundings of the output."""
     needs_triton(backend)
@@ -55,7 +69,9 @@ def test_error_is_at_most_twice_the_composed_form_s(backend, dtype, drawn):
     yardstick = apart(cascaded_group_attention(**arguments, backend="torch"), truth)
     result = cascaded_group_attention(**arguments, backend=backend)
     assert result.dtype == dtype
-    assert apart(result, truth) <= max(2 * yardstick, 2 * torch.finfo(dtype).eps * float(truth.norm()))
+    assert apart(result, truth) <= max(
+        2 * yardstick, 2 * torch.finfo(dtype).eps * float(truth.norm())
+    )
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch", "triton"])
@@ -63,7 +79,9 @@ def test_a_full_window_of_the_smallest_model(backend):
     needs_triton(backend)
     arguments = problem(1, 7, 2, 16, 16, 5, torch.float32)
     truth = cascaded_group_attention(**as_double(arguments), backend="torch")
-    assert apart(cascaded_group_attention(**arguments, backend=backend), truth) <= 1e-5 * float(truth.norm())
+    assert apart(cascaded_group_attention(**arguments, backend=backend), truth) <= 1e-5 * float(
+        truth.norm()
+    )
 
 
 def test_gradients():
@@ -78,7 +96,9 @@ def test_gradients_in_float32_are_close_to_those_in_float64():
         return torch.autograd.grad(cascaded_group_attention(*leaves).square().sum(), leaves)
 
     arguments = problem(2, 3, 3, 4, 5, 3, torch.float32)
-    for name, ours, truth in zip(arguments, gradients(arguments), gradients(as_double(arguments)), strict=True):
+    for name, ours, truth in zip(
+        arguments, gradients(arguments), gradients(as_double(arguments)), strict=True
+    ):
         assert apart(ours, truth) <= 1e-4 * float(truth.norm()), name
 
 
@@ -89,8 +109,12 @@ def test_non_contiguous_and_empty(backend):
     wanted = cascaded_group_attention(**arguments, backend="torch")
     spread = {name: torch.stack([t, t + 1], -1)[..., 0] for name, t in arguments.items()}
     assert not spread["x"].is_contiguous()
-    torch.testing.assert_close(cascaded_group_attention(**spread, backend=backend), wanted, rtol=1e-4, atol=1e-5)
-    assert cascaded_group_attention(**arguments | {"x": arguments["x"][:0]}, backend=backend).shape == (0, 9, 6)
+    torch.testing.assert_close(
+        cascaded_group_attention(**spread, backend=backend), wanted, rtol=1e-4, atol=1e-5
+    )
+    assert cascaded_group_attention(
+        **arguments | {"x": arguments["x"][:0]}, backend=backend
+    ).shape == (0, 9, 6)
 
 
 def from_model(model: CascadedGroupAttention) -> dict:
@@ -101,7 +125,12 @@ def from_model(model: CascadedGroupAttention) -> dict:
     return {
         "qkv_weight": torch.stack([qkv.fuse().weight.flatten(1) for qkv in model.qkvs]),
         "qkv_bias": torch.stack([qkv.fuse().bias for qkv in model.qkvs]),
-        "dw_weight": torch.stack([nn.functional.pad(dw.weight[:, 0], (p, p, p, p)) for dw, p in zip(dws, pads, strict=True)]),
+        "dw_weight": torch.stack(
+            [
+                nn.functional.pad(dw.weight[:, 0], (p, p, p, p))
+                for dw, p in zip(dws, pads, strict=True)
+            ]
+        ),
         "dw_bias": torch.stack([dw.bias for dw in dws]),
         "bias_table": model.attention_biases,
     }
@@ -118,7 +147,9 @@ def test_equals_the_model_s_heads():
     x = torch.randn(2, 24, 5, 5)
     with torch.no_grad():
         heads = cascaded_group_attention(x.flatten(2).transpose(1, 2), **from_model(model))
-        torch.testing.assert_close(heads.relu().transpose(1, 2).unflatten(2, (5, 5)), model(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            heads.relu().transpose(1, 2).unflatten(2, (5, 5)), model(x), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_cost_counts_the_padded_depthwise_and_weights_once():
@@ -151,7 +182,10 @@ def test_refusals_give_their_reason(change, words):
 def test_triton_refuses_what_it_cannot_do():
     needs_triton()
     with pytest.raises(ValueError, match="no backward"):
-        cascaded_group_attention(**{k: t.requires_grad_() for k, t in problem(1, 2, 1, 2, 2, 1, torch.float32).items()}, backend="triton")
+        cascaded_group_attention(
+            **{k: t.requires_grad_() for k, t in problem(1, 2, 1, 2, 2, 1, torch.float32).items()},
+            backend="triton",
+        )
     with pytest.raises(ValueError, match="keeps a window on chip"):
         cascaded_group_attention(**problem(1, 17, 1, 2, 2, 1, torch.float32), backend="triton")
     if not torch.cuda.is_available():

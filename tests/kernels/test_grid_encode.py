@@ -9,8 +9,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precision import apart, as_double, needs_triton
-from refimpl.kernels.grid_encode import PRIME, cost, example, geometric_scales, grid_encode, table_rows
+from refimpl.kernels.grid_encode import (
+    PRIME,
+    cost,
+    example,
+    geometric_scales,
+    grid_encode,
+    table_rows,
+)
+from shared.kernels import apart, as_double, needs_triton
 
 quick = settings(deadline=None, max_examples=12, derandomize=True)
 shapes = st.tuples(
@@ -27,7 +34,9 @@ def problem(n, levels, base, finer, f, max_entries, dtype=torch.float64, seed=0)
     g = torch.Generator().manual_seed(seed)
     scales = geometric_scales(levels, base, base + finer)
     points = torch.rand(n, 2, generator=g, dtype=torch.float64).to(dtype)
-    table = torch.randn(table_rows(scales, max_entries), f, generator=g, dtype=torch.float64).to(dtype)
+    table = torch.randn(table_rows(scales, max_entries), f, generator=g, dtype=torch.float64).to(
+        dtype
+    )
     return dict(points=points, table=table, scales=scales, max_entries=max_entries)
 
 
@@ -43,7 +52,11 @@ def composed(points, table, scales, max_entries):
         level = 0
         for i, j in ((0, 0), (1, 0), (0, 1), (1, 1)):
             x, y = (cell + torch.tensor([i, j])).long().unbind(1)
-            index = (x ^ (y * PRIME & 0xFFFFFFFF)) % rows if lines**2 > max_entries else (x + y * lines) % rows
+            index = (
+                (x ^ (y * PRIME & 0xFFFFFFFF)) % rows
+                if lines**2 > max_entries
+                else (x + y * lines) % rows
+            )
             weight = (t[:, 0] if i else 1 - t[:, 0]) * (t[:, 1] if j else 1 - t[:, 1])
             level = level + weight[:, None] * table[first + index]
         out.append(level)
@@ -58,7 +71,9 @@ def test_every_form_equals_the_loops_in_float64(drawn):
     truth = grid_encode(**arguments, backend="naive")
     assert truth.shape == (drawn[0], drawn[1] * drawn[4])
     for backend in ("numpy", "torch"):
-        torch.testing.assert_close(grid_encode(**arguments, backend=backend), truth, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            grid_encode(**arguments, backend=backend), truth, rtol=1e-12, atol=1e-12
+        )
     torch.testing.assert_close(composed(**arguments), truth, rtol=1e-12, atol=1e-12)
 
 
@@ -70,7 +85,9 @@ def test_float32_error_is_at_most_twice_the_composed_form_s(backend, drawn):
     arguments = problem(*drawn, dtype=torch.float32)
     truth = grid_encode(**as_double(arguments), backend="naive")
     yardstick = apart(composed(**arguments), truth)
-    assert apart(grid_encode(**arguments, backend=backend), truth) <= max(2 * yardstick, 2**-23 * float(truth.norm()))
+    assert apart(grid_encode(**arguments, backend=backend), truth) <= max(
+        2 * yardstick, 2**-23 * float(truth.norm())
+    )
 
 
 @settings(quick, max_examples=6)
@@ -79,7 +96,9 @@ def test_float32_error_is_at_most_twice_the_composed_form_s(backend, drawn):
 def test_gradients_of_table_and_points(backend, drawn):
     needs_triton(backend)
     arguments = problem(*drawn, dtype=torch.float32)
-    upstream = torch.randn(drawn[0], drawn[1] * drawn[4], generator=torch.Generator().manual_seed(1))
+    upstream = torch.randn(
+        drawn[0], drawn[1] * drawn[4], generator=torch.Generator().manual_seed(1)
+    )
 
     def gradients(call, arguments):
         leaves = {k: arguments[k].detach().clone().requires_grad_() for k in ("points", "table")}
@@ -96,7 +115,9 @@ def test_gradients_of_table_and_points(backend, drawn):
 def test_gradient_of_the_torch_form_in_float64():
     a = problem(7, 3, 3, 9, 2, 64)
     leaves = a["points"].requires_grad_(), a["table"].requires_grad_()
-    assert torch.autograd.gradcheck(lambda p, t: grid_encode(p, t, a["scales"], a["max_entries"], backend="torch"), leaves)
+    assert torch.autograd.gradcheck(
+        lambda p, t: grid_encode(p, t, a["scales"], a["max_entries"], backend="torch"), leaves
+    )
 
 
 @pytest.mark.parametrize("backend", ["naive", "numpy", "torch", "triton"])
@@ -111,7 +132,9 @@ def test_non_contiguous_points_and_table(backend):
 def test_more_points_than_a_block_of_the_triton_kernel():
     needs_triton()
     a = problem(300, 2, 4, 5, 4, 64, torch.float32)
-    torch.testing.assert_close(grid_encode(**a, backend="triton"), grid_encode(**a, backend="torch"))
+    torch.testing.assert_close(
+        grid_encode(**a, backend="triton"), grid_encode(**a, backend="torch")
+    )
 
 
 def test_a_dense_level_inside_the_grid_is_bilinear_interpolation():
@@ -168,7 +191,14 @@ def test_bad_input(change, message):
         grid_encode(**(problem(5, 2, 4, 5, 4, 64, torch.float32) | change))
 
 
-@pytest.mark.parametrize(("arguments", "message"), [((0, 4, 8), "num_levels=0"), ((2, 1, 8), "base_resolution=1"), ((2, 9, 8), "max_resolution=8")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 4, 8), "num_levels=0"),
+        ((2, 1, 8), "base_resolution=1"),
+        ((2, 9, 8), "max_resolution=8"),
+    ],
+)
 def test_bad_levels(arguments, message):
     with pytest.raises(ValueError, match=message):
         geometric_scales(*arguments)

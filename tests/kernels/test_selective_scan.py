@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precision import apart, as_double, needs_triton
 from refimpl.kernels.selective_scan import cost, example, selective_scan, selective_step
+from shared.kernels import apart, as_double, needs_triton
 
 quick = settings(deadline=None, max_examples=12, derandomize=True)
 shapes = st.fixed_dictionaries(
@@ -22,14 +22,32 @@ shapes = st.fixed_dictionaries(
         "extras": st.booleans(),
     }
 )
-FORMS = [("numpy", {}), ("torch", {}), ("torch", {"block": 7}), ("torch", {"method": "associative"}), ("triton", {})]
+FORMS = [
+    ("numpy", {}),
+    ("torch", {}),
+    ("torch", {"block": 7}),
+    ("torch", {"method": "associative"}),
+    ("triton", {}),
+]
 
 
-def problem(batch=2, groups=2, width=3, states=4, length=19, constant="", extras=True, dtype=torch.float64, seed=0):
+def problem(
+    batch=2,
+    groups=2,
+    width=3,
+    states=4,
+    length=19,
+    constant="",
+    extras=True,
+    dtype=torch.float64,
+    seed=0,
+):
     g = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)  # noqa: E731
     channels = groups * width
-    matrix = lambda name: draw(channels, states) if name in constant else draw(batch, groups, states, length)  # noqa: E731
+    matrix = lambda name: (
+        draw(channels, states) if name in constant else draw(batch, groups, states, length)
+    )  # noqa: E731
     arguments = {
         "u": draw(batch, channels, length),
         "delta": draw(batch, channels, length),
@@ -38,7 +56,12 @@ def problem(batch=2, groups=2, width=3, states=4, length=19, constant="", extras
         "C": matrix("C"),
     }
     if extras:
-        more = {"D": draw(channels), "z": draw(batch, channels, length), "delta_bias": draw(channels), "state": draw(batch, channels, states)}
+        more = {
+            "D": draw(channels),
+            "z": draw(batch, channels, length),
+            "delta_bias": draw(channels),
+            "state": draw(batch, channels, states),
+        }
         arguments |= more | {"delta_softplus": True}
     else:
         arguments["delta"] = arguments["delta"].abs()
@@ -50,7 +73,11 @@ def problem(batch=2, groups=2, width=3, states=4, length=19, constant="", extras
 @given(shapes)
 def test_every_form_equals_the_loops_in_float64(backend, options, drawn):
     needs_triton(backend)
-    drawn = drawn | ({"length": min(drawn["length"], 20), "states": min(drawn["states"], 3), "batch": 1} if backend == "triton" else {})
+    drawn = drawn | (
+        {"length": min(drawn["length"], 20), "states": min(drawn["states"], 3), "batch": 1}
+        if backend == "triton"
+        else {}
+    )
     arguments = problem(**drawn)
     wanted = selective_scan(**arguments, return_last_state=True, backend="naive")
     found = selective_scan(**arguments, return_last_state=True, backend=backend, **options)
@@ -62,7 +89,11 @@ def test_every_form_equals_the_loops_in_float64(backend, options, drawn):
 @given(shapes)
 def test_float32_error_is_at_most_twice_the_composed_form_s(backend, options, drawn):
     needs_triton(backend)
-    drawn = drawn | ({"length": min(drawn["length"], 20), "states": min(drawn["states"], 3), "batch": 1} if backend == "triton" else {})
+    drawn = drawn | (
+        {"length": min(drawn["length"], 20), "states": min(drawn["states"], 3), "batch": 1}
+        if backend == "triton"
+        else {}
+    )
     arguments = problem(**drawn, dtype=torch.float32)
     truth = selective_scan(**as_double(arguments), backend="naive")
     yardstick = apart(selective_scan(**arguments, backend="torch", method="associative"), truth)
@@ -72,19 +103,35 @@ def test_float32_error_is_at_most_twice_the_composed_form_s(backend, options, dr
 
 
 @pytest.mark.parametrize("constant", ["", "B", "C"])
-@pytest.mark.parametrize(("backend", "options"), [("torch", {}), ("torch", {"block": 4}), ("triton", {})])
+@pytest.mark.parametrize(
+    ("backend", "options"), [("torch", {}), ("torch", {"block": 4}), ("triton", {})]
+)
 def test_gradients_of_every_input(backend, options, constant):
     needs_triton(backend)
-    arguments = problem(batch=2 if backend == "torch" else 1, length=11, width=2, states=3, constant=constant, dtype=torch.float32)
+    arguments = problem(
+        batch=2 if backend == "torch" else 1,
+        length=11,
+        width=2,
+        states=3,
+        constant=constant,
+        dtype=torch.float32,
+    )
     names = [k for k, v in arguments.items() if torch.is_tensor(v)]
     shape = arguments["u"].shape
     g = torch.Generator().manual_seed(1)
-    upstream = (torch.randn(shape, generator=g), torch.randn(*arguments["state"].shape, generator=g))
+    upstream = (
+        torch.randn(shape, generator=g),
+        torch.randn(*arguments["state"].shape, generator=g),
+    )
 
     def gradients(arguments, **how):
         leaves = {k: arguments[k].detach().clone().requires_grad_() for k in names}
         outputs = selective_scan(**(arguments | leaves), return_last_state=True, **how)
-        return torch.autograd.grad(outputs, list(leaves.values()), [m.to(o.dtype) for m, o in zip(upstream, outputs, strict=True)])
+        return torch.autograd.grad(
+            outputs,
+            list(leaves.values()),
+            [m.to(o.dtype) for m, o in zip(upstream, outputs, strict=True)],
+        )
 
     truth = gradients(as_double(arguments), backend="torch", method="associative")
     yardstick = gradients(arguments, backend="torch", method="associative")
@@ -96,17 +143,28 @@ def test_gradients_of_every_input(backend, options, constant):
 @pytest.mark.parametrize("kind", [torch.float64, torch.complex128])
 def test_hand_written_gradient_is_the_derivative(kind):
     a = problem(batch=1, groups=1, width=2, states=2, length=7)
-    A = a["A"].to(kind) if kind == torch.float64 else torch.complex(a["A"], torch.randn_like(a["A"]))
+    A = (
+        a["A"].to(kind)
+        if kind == torch.float64
+        else torch.complex(a["A"], torch.randn_like(a["A"]))
+    )
     times = 7 if kind == torch.float64 else 14
     B, C = (torch.randn(1, 2, times, dtype=torch.float64) for _ in "BC")
     leaves = [m.detach().requires_grad_() for m in (a["u"], a["delta"], A, B, C)]
-    assert torch.autograd.gradcheck(lambda u, delta, A, B, C: selective_scan(u, delta, A, B, C, delta_softplus=True, backend="torch", block=3), leaves)
+    assert torch.autograd.gradcheck(
+        lambda u, delta, A, B, C: selective_scan(
+            u, delta, A, B, C, delta_softplus=True, backend="torch", block=3
+        ),
+        leaves,
+    )
 
 
 def test_composed_form_can_be_differentiated_twice():
     a = problem(batch=1, groups=1, width=1, states=2, length=4, extras=False)
     leaves = [a[k].requires_grad_() for k in ("u", "delta", "A", "B", "C")]
-    assert torch.autograd.gradgradcheck(lambda *m: selective_scan(*m, backend="torch", method="associative"), leaves)
+    assert torch.autograd.gradgradcheck(
+        lambda *m: selective_scan(*m, backend="torch", method="associative"), leaves
+    )
 
 
 @pytest.mark.parametrize(("backend", "options"), [("naive", {}), *FORMS])
@@ -114,7 +172,9 @@ def test_layouts_and_an_empty_batch(backend, options):
     needs_triton(backend)
     a = problem(batch=2, width=2, states=3, length=9, dtype=torch.float32)
     wanted = selective_scan(**a, backend="torch")
-    spread = {k: v.mT.contiguous().mT if torch.is_tensor(v) and v.dim() > 1 else v for k, v in a.items()}
+    spread = {
+        k: v.mT.contiguous().mT if torch.is_tensor(v) and v.dim() > 1 else v for k, v in a.items()
+    }
     torch.testing.assert_close(selective_scan(**spread, backend=backend, **options), wanted)
     none = {k: v[:0] if k in ("u", "delta", "B", "C", "z", "state") else v for k, v in a.items()}
     y, last = selective_scan(**none, backend=backend, return_last_state=True, **options)
@@ -124,11 +184,16 @@ def test_layouts_and_an_empty_batch(backend, options):
 @pytest.mark.parametrize(("backend", "options"), FORMS)
 def test_half_precision_comes_back_as_it_went_in(backend, options):
     needs_triton(backend)
-    a = {k: v.bfloat16() if torch.is_tensor(v) else v for k, v in problem(batch=1, states=3, length=12, dtype=torch.float32).items()}
+    a = {
+        k: v.bfloat16() if torch.is_tensor(v) else v
+        for k, v in problem(batch=1, states=3, length=12, dtype=torch.float32).items()
+    }
     truth = selective_scan(**as_double(a), backend="naive")
     y, last = selective_scan(**a, return_last_state=True, backend=backend, **options)
     assert y.dtype == torch.bfloat16 and last.dtype == torch.float32
-    assert apart(y, truth) <= 2**-8 * float(truth.norm()), "arithmetic in float32, one rounding at the end"
+    assert apart(y, truth) <= 2**-8 * float(truth.norm()), (
+        "arithmetic in float32, one rounding at the end"
+    )
 
 
 def test_a_scan_can_be_cut_anywhere():
@@ -136,8 +201,12 @@ def test_a_scan_can_be_cut_anywhere():
     whole, end = selective_scan(**a, return_last_state=True)
     timed = ("u", "delta", "B", "C", "z")
     for cut in (1, 8, 20):
-        first, middle = selective_scan(**a | {k: a[k][..., :cut] for k in timed}, return_last_state=True)
-        second, last = selective_scan(**a | {k: a[k][..., cut:] for k in timed} | {"state": middle}, return_last_state=True)
+        first, middle = selective_scan(
+            **a | {k: a[k][..., :cut] for k in timed}, return_last_state=True
+        )
+        second, last = selective_scan(
+            **a | {k: a[k][..., cut:] for k in timed} | {"state": middle}, return_last_state=True
+        )
         torch.testing.assert_close(torch.cat([first, second], -1), whole)
         torch.testing.assert_close(last, end)
 
@@ -148,7 +217,14 @@ def test_decoding_step_by_step_is_the_scan():
     state, fixed = a["state"], {k: a[k] for k in ("A", "D", "delta_bias")}
     for t in range(6):
         y, state = selective_step(
-            state, u=a["u"][..., t], delta=a["delta"][..., t], B=a["B"][:, 0, :, t], C=a["C"][:, 0, :, t], z=a["z"][..., t], **fixed, delta_softplus=True
+            state,
+            u=a["u"][..., t],
+            delta=a["delta"][..., t],
+            B=a["B"][:, 0, :, t],
+            C=a["C"][:, 0, :, t],
+            z=a["z"][..., t],
+            **fixed,
+            delta_softplus=True,
         )
         torch.testing.assert_close(y, whole[..., t])
     torch.testing.assert_close(state, end)
@@ -195,7 +271,12 @@ def test_triton_refuses_complex_scans_with_a_reason():
     needs_triton()
     with pytest.raises(ValueError, match="A is complex"):
         selective_scan(
-            torch.randn(1, 2, 3), torch.randn(1, 2, 3), torch.randn(2, 2, dtype=torch.complex64), torch.randn(1, 2, 6), torch.randn(1, 2, 6), backend="triton"
+            torch.randn(1, 2, 3),
+            torch.randn(1, 2, 3),
+            torch.randn(2, 2, dtype=torch.complex64),
+            torch.randn(1, 2, 6),
+            torch.randn(1, 2, 6),
+            backend="triton",
         )
 
 
@@ -203,6 +284,12 @@ def test_triton_refuses_complex_scans_with_a_reason():
 def test_example_and_cost(size):
     arguments = example(size)
     wanted = selective_scan(**arguments, backend="torch")
-    torch.testing.assert_close(selective_scan(**arguments, backend="numpy"), wanted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        selective_scan(**arguments, backend="numpy"), wanted, rtol=1e-3, atol=1e-4
+    )
     work = cost(**arguments)
-    assert work.flops > 7 * 16 * wanted.numel() and work.bytes > 12 * wanted.numel() and work.intensity < 12
+    assert (
+        work.flops > 7 * 16 * wanted.numel()
+        and work.bytes > 12 * wanted.numel()
+        and work.intensity < 12
+    )

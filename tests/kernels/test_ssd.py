@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precision import apart, as_double, needs_triton
 from refimpl.kernels.ssd import cost, example, segsum, semiseparable, ssd, ssd_combined
+from shared.kernels import apart, as_double, needs_triton
 
 quick = settings(deadline=None, max_examples=10, derandomize=True)
 shapes = st.fixed_dictionaries(
@@ -26,12 +26,29 @@ chunk_sizes = st.sampled_from([1, 3, 16, 64, 200])
 FORMS = ["numpy", "torch", "triton"]
 
 
-def problem(batch=2, groups=2, per_group=2, width=3, states=5, length=21, state=True, dtype=torch.float64, seed=0):
+def problem(
+    batch=2,
+    groups=2,
+    per_group=2,
+    width=3,
+    states=5,
+    length=21,
+    state=True,
+    dtype=torch.float64,
+    seed=0,
+):
     g = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)  # noqa: E731
     heads = groups * per_group
-    a = {"x": draw(batch, length, heads, width), "a": -draw(batch, length, heads).abs(), "B": draw(batch, length, groups, states)}
-    return a | {"C": draw(batch, length, groups, states), "state": draw(batch, heads, width, states) if state else None}
+    a = {
+        "x": draw(batch, length, heads, width),
+        "a": -draw(batch, length, heads).abs(),
+        "B": draw(batch, length, groups, states),
+    }
+    return a | {
+        "C": draw(batch, length, groups, states),
+        "state": draw(batch, heads, width, states) if state else None,
+    }
 
 
 def as_matrix(x, a, B, C, state=None):
@@ -46,7 +63,12 @@ def test_every_form_and_chunk_equals_the_loops_in_float64(backend, drawn, chunk)
     needs_triton(backend)
     arguments = problem(**drawn)
     wanted = ssd(**arguments, return_last_state=True, backend="naive")
-    torch.testing.assert_close(ssd(**arguments, chunk=chunk, return_last_state=True, backend=backend), wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        ssd(**arguments, chunk=chunk, return_last_state=True, backend=backend),
+        wanted,
+        rtol=1e-10,
+        atol=1e-10,
+    )
 
 
 @pytest.mark.parametrize("backend", FORMS)
@@ -57,14 +79,18 @@ def test_float32_error_is_at_most_twice_the_matrix_form_s(backend, drawn, chunk)
     needs_triton(backend)
     arguments = problem(**drawn | {"state": False}, dtype=torch.float32)
     truth = ssd(**as_double(arguments), backend="naive")
-    assert apart(ssd(**arguments, chunk=chunk, backend=backend), truth) <= max(2 * apart(as_matrix(**arguments), truth), 2**-22 * float(truth.norm()))
+    assert apart(ssd(**arguments, chunk=chunk, backend=backend), truth) <= max(
+        2 * apart(as_matrix(**arguments), truth), 2**-22 * float(truth.norm())
+    )
 
 
 @quick
 @given(shapes)
 def test_recurrence_and_masked_matrix_are_dual(drawn):
     arguments = problem(**drawn | {"state": False})
-    torch.testing.assert_close(as_matrix(**arguments), ssd(**arguments, backend="naive"), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        as_matrix(**arguments), ssd(**arguments, backend="naive"), rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -77,16 +103,29 @@ def test_gradients(backend):
     def gradients(arguments, **how):
         leaves = {k: v.detach().clone().requires_grad_() for k, v in arguments.items()}
         outputs = ssd(**leaves, return_last_state=True, **how)
-        return torch.autograd.grad(outputs, list(leaves.values()), [m.to(o.dtype) for m, o in zip(upstream, outputs, strict=True)])
+        return torch.autograd.grad(
+            outputs,
+            list(leaves.values()),
+            [m.to(o.dtype) for m, o in zip(upstream, outputs, strict=True)],
+        )
 
-    truth, yardstick = gradients(as_double(arguments), backend="torch", chunk=1), gradients(arguments, backend="torch", chunk=13)
-    for name, f, y, t in zip(arguments, gradients(arguments, backend=backend, chunk=5), yardstick, truth, strict=True):
+    truth, yardstick = (
+        gradients(as_double(arguments), backend="torch", chunk=1),
+        gradients(arguments, backend="torch", chunk=13),
+    )
+    for name, f, y, t in zip(
+        arguments, gradients(arguments, backend=backend, chunk=5), yardstick, truth, strict=True
+    ):
         assert apart(f, t) <= max(3 * apart(y, t), 2**-21 * float(t.norm())), name
 
 
 def test_gradient_of_the_torch_form_in_float64():
-    leaves = [m.requires_grad_() for m in problem(batch=1, groups=1, width=2, states=2, length=5).values()]
-    assert torch.autograd.gradcheck(lambda *m: ssd(*m, chunk=2, return_last_state=True, backend="torch"), leaves)
+    leaves = [
+        m.requires_grad_() for m in problem(batch=1, groups=1, width=2, states=2, length=5).values()
+    ]
+    assert torch.autograd.gradcheck(
+        lambda *m: ssd(*m, chunk=2, return_last_state=True, backend="torch"), leaves
+    )
 
 
 @pytest.mark.parametrize("backend", ["naive", *FORMS])
@@ -133,7 +172,9 @@ def test_strong_decay_neither_overflows_nor_forgets_the_present(backend):
 def test_off_diagonal_blocks_have_the_rank_of_the_state():
     a = problem(batch=1, groups=1, per_group=1, states=3, length=24, state=False)
     matrix = semiseparable(a["a"] * 0.05, a["B"], a["C"])[0, 0]
-    assert torch.linalg.matrix_rank(matrix[12:, :12]) == 3 and torch.linalg.matrix_rank(matrix) == 24
+    assert (
+        torch.linalg.matrix_rank(matrix[12:, :12]) == 3 and torch.linalg.matrix_rank(matrix) == 24
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,7 +187,10 @@ def test_off_diagonal_blocks_have_the_rank_of_the_state():
         ({"B": torch.randn(2, 20, 2, 5)}, "B must be"),
         ({"B": torch.randn(2, 21, 3, 5)}, "the 3 groups of B must divide the 4 heads"),
         ({"C": torch.randn(2, 21, 2, 6)}, "B and C must have the same shape"),
-        ({"state": torch.randn(2, 4, 5, 3)}, "state must be (batch, heads, width, states) = (2, 4, 3, 5)"),
+        (
+            {"state": torch.randn(2, 4, 5, 3)},
+            "state must be (batch, heads, width, states) = (2, 4, 3, 5)",
+        ),
         ({"chunk": 0}, "chunk=0"),
         ({"chunk": 2.5}, "chunk=2.5"),
         ({"backend": "jax"}, "backend='jax'"),
@@ -179,11 +223,21 @@ def test_skip_a_head_or_a_channel(shape):
     a, D = problem(), torch.randn(*shape, dtype=torch.float64)
     dt, A = torch.rand(2, 21, 4, dtype=torch.float64), -torch.rand(4, dtype=torch.float64)
     bare = ssd_combined(a["x"], dt, A, a["B"], a["C"])
-    torch.testing.assert_close(ssd_combined(a["x"], dt, A, a["B"], a["C"], D) - bare, a["x"] * D.reshape(4, -1))
+    torch.testing.assert_close(
+        ssd_combined(a["x"], dt, A, a["B"], a["C"], D) - bare, a["x"] * D.reshape(4, -1)
+    )
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_example_and_cost(size):
     arguments = example(size)
-    torch.testing.assert_close(ssd(**arguments, backend="numpy"), ssd(**arguments, backend="torch", chunk=64), rtol=1e-3, atol=1e-4)
-    assert cost(**arguments, chunk=64).flops > cost(**arguments, chunk=16).flops and cost(**arguments).intensity > 5
+    torch.testing.assert_close(
+        ssd(**arguments, backend="numpy"),
+        ssd(**arguments, backend="torch", chunk=64),
+        rtol=1e-3,
+        atol=1e-4,
+    )
+    assert (
+        cost(**arguments, chunk=64).flops > cost(**arguments, chunk=16).flops
+        and cost(**arguments).intensity > 5
+    )

@@ -8,7 +8,14 @@ from refimpl.kernels.selective_scan import selective_scan, selective_step
 from refimpl.kernels.ssd import segsum, ssd, ssd_combined
 
 STEM = "ssm_kernels"
-FORMS = [("naive", {}), ("numpy", {}), ("torch", {}), ("torch", {"method": "associative"}), ("torch", {"block": 5}), ("triton", {})]
+FORMS = [
+    ("naive", {}),
+    ("numpy", {}),
+    ("torch", {}),
+    ("torch", {"method": "associative"}),
+    ("torch", {"block": 5}),
+    ("triton", {}),
+]
 
 
 def scan_case(case):
@@ -30,12 +37,25 @@ def check_scan(case):
             continue
         differentiable = cotangent is not None and backend in ("torch", "triton")
         leaves = {name: t.clone().requires_grad_(differentiable) for name, t in given.items()}
-        y, last = selective_scan(**leaves, delta_softplus=softplus, return_last_state=True, backend=backend, **options)
+        y, last = selective_scan(
+            **leaves, delta_softplus=softplus, return_last_state=True, backend=backend, **options
+        )
         outputs = {"out": y, "y": y, "last_state": last}
         if differentiable:
             (y * cotangent).sum().backward()
-            outputs |= {prefix + name: t.grad for name, t in leaves.items() for prefix in ("d", "grad_")}
-        checked = type(case)(case.stem, case.name, case.data | {"outputs": {k: v for k, v in case.data["outputs"].items() if k in outputs or differentiable}})
+            outputs |= {
+                prefix + name: t.grad for name, t in leaves.items() for prefix in ("d", "grad_")
+            }
+        checked = type(case)(
+            case.stem,
+            case.name,
+            case.data
+            | {
+                "outputs": {
+                    k: v for k, v in case.data["outputs"].items() if k in outputs or differentiable
+                }
+            },
+        )
         worst = max(worst, checked.check(outputs, rtol=1e-5))
     case.deviations["worst form"] = worst
 
@@ -53,7 +73,9 @@ def check_segsum(case):
     error = lambda m: np.abs(m.double().exp().tril().numpy() - truth)[counted] / truth[counted]  # noqa: E731
     sums = x.cumsum(0)
     assert error(ours).max() <= 2 * case.recorded("max_relative_error_stable") + 1e-6
-    assert error(sums[:, None] - sums).max() > 100 * error(ours).max(), "differences of cumulative sums lose digits"
+    assert error(sums[:, None] - sums).max() > 100 * error(ours).max(), (
+        "differences of cumulative sums lose digits"
+    )
 
 
 def check_minimal(case):
@@ -62,8 +84,14 @@ def check_minimal(case):
         outputs = {}
         for name in case.data["outputs"]:
             if name.startswith("Y") and name != "Y_block4_with_initial_state":
-                chunk = int(name.removeprefix("Y_block") or case.arguments["block_len"]) if name != "Y" else case.arguments["block_len"]
-                outputs[name], outputs["final_state"] = ssd(x, a, B, C, chunk=chunk, return_last_state=True, backend=backend)
+                chunk = (
+                    int(name.removeprefix("Y_block") or case.arguments["block_len"])
+                    if name != "Y"
+                    else case.arguments["block_len"]
+                )
+                outputs[name], outputs["final_state"] = ssd(
+                    x, a, B, C, chunk=chunk, return_last_state=True, backend=backend
+                )
         if "initial_states" in case.data["inputs"]:
             start = torch.from_numpy(case.recorded("initial_states"))[:, 0]
             y, last = ssd(x, a, B, C, start, chunk=4, return_last_state=True, backend=backend)
@@ -79,8 +107,12 @@ def check_combined(case):
     by_chunk = dt.unflatten(1, (-1, chunk)).permute(0, 3, 1, 2)
     x, a = given["x"] * dt[..., None], dt * given["A"]
     pieces = [slice(s, s + chunk) for s in range(0, x.shape[1], chunk)]
-    alone = lambda part: ssd(x[:, part], a[:, part], given["B"][:, part], given["C"][:, part], return_last_state=True)[1]  # noqa: E731
-    entering = [torch.zeros_like(alone(pieces[0]))] + [alone(slice(0, part.stop)) for part in pieces[:-1]]
+    alone = lambda part: ssd(
+        x[:, part], a[:, part], given["B"][:, part], given["C"][:, part], return_last_state=True
+    )[1]  # noqa: E731
+    entering = [torch.zeros_like(alone(pieces[0]))] + [
+        alone(slice(0, part.stop)) for part in pieces[:-1]
+    ]
     stages = {
         "dt_after_softplus": by_chunk,
         "dA_cumsum": (by_chunk * given["A"][:, None, None]).cumsum(-1),
@@ -88,7 +120,9 @@ def check_combined(case):
         "states_entering_chunk": torch.stack(entering, 1),
     }
     for backend in ("naive", "numpy", "torch", "triton"):
-        y, last = ssd_combined(**given, dt_softplus=softplus, chunk=chunk, return_last_state=True, backend=backend)
+        y, last = ssd_combined(
+            **given, dt_softplus=softplus, chunk=chunk, return_last_state=True, backend=backend
+        )
         case.check(stages | {"out": y, "final_state": last}, rtol=1e-5)
 
 
@@ -102,7 +136,13 @@ def check_step(case):
 
 def test_official(official_case):
     names = set(official_case.data["inputs"])
-    kinds = [({"u"}, check_scan), ({"X"}, check_minimal), ({"state", "x"}, check_step), ({"x", "dt", "B"}, check_combined), ({"x"}, check_segsum)]
+    kinds = [
+        ({"u"}, check_scan),
+        ({"X"}, check_minimal),
+        ({"state", "x"}, check_step),
+        ({"x", "dt", "B"}, check_combined),
+        ({"x"}, check_segsum),
+    ]
     next(check for wanted, check in kinds if wanted <= names)(official_case)
 
 
@@ -128,4 +168,6 @@ def test_both_scans_are_one_where_the_decay_is_one_number_a_head(length):
         spread(bias),
         delta_softplus=True,
     )
-    torch.testing.assert_close(by_channel(ssd_combined(x, dt, A, B, C, D, z, bias, dt_softplus=True, chunk=8)), wanted)
+    torch.testing.assert_close(
+        by_channel(ssd_combined(x, dt, A, B, C, D, z, bias, dt_softplus=True, chunk=8)), wanted
+    )

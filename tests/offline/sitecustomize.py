@@ -3,11 +3,20 @@
 import socket
 
 LOCAL = ("127.", "::1", "localhost", "0.0.0.0")
-connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+connect, connect_ex, getaddrinfo = (
+    socket.socket.connect,
+    socket.socket.connect_ex,
+    socket.getaddrinfo,
+)
 
 
 def is_local(host) -> bool:
-    return host is None or host in ("", b"") or str(host).startswith(LOCAL) or str(host) == socket.gethostname()
+    return (
+        host is None
+        or host in ("", b"")
+        or str(host).startswith(LOCAL)
+        or str(host) == socket.gethostname()
+    )
 
 
 def refuse(host):
@@ -29,4 +38,8 @@ def resolve(host, *args, **kwargs):
     return getaddrinfo(host, *args, **kwargs)
 
 
-socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo = checked(connect), checked(connect_ex), resolve
+socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo = (
+    checked(connect),
+    checked(connect_ex),
+    resolve,
+)

@@ -7,13 +7,21 @@ import torch
 
 import refimpl
 from refimpl import weights
-from refimpl.bases.vit import Attention, Block
+from refimpl.bases.deit import Attention, Block
 from refimpl.layers import Layout
-from refimpl.papers.convit import GPSA, VARIANTS, ConViT, create, non_locality, relative_features
+from refimpl.papers.convit import GPSA, VARIANTS, ConViT, non_locality, relative_features
 from refimpl.viz import attention as seen
 
 STEM = "convit"
-SMALL = dict(img_size=32, patch_size=8, num_classes=5, embed_dim=36, depth=3, num_heads=9, local_up_to_layer=2)
+SMALL = dict(
+    img_size=32,
+    patch_size=8,
+    num_classes=5,
+    embed_dim=36,
+    depth=3,
+    num_heads=9,
+    local_up_to_layer=2,
+)
 
 
 def test_official(official_case):
@@ -23,17 +31,25 @@ def test_official(official_case):
     if official_case.name.startswith("mhsa"):
         return plain_attention(official_case)
     if "dim" in official_case.kwargs:
-        return whole(official_case, GPSA(**official_case.kwargs), lambda layer, x: {"output": layer(x)})
+        return whole(
+            official_case, GPSA(**official_case.kwargs), lambda layer, x: {"output": layer(x)}
+        )
     variant = max((v for v in VARIANTS if official_case.name.startswith(v)), key=len)
     with_stages = any("." in name for name in official_case.data["outputs"])
-    whole(official_case, create(variant, **official_case.kwargs), stages if with_stages else lambda model, x: {"output": model(x)})
+    whole(
+        official_case,
+        refimpl.create_model(f"convit_{variant}", **official_case.kwargs),
+        stages if with_stages else lambda model, x: {"output": model(x)},
+    )
     with torch.device("meta"):
         official_case.check_params(refimpl.create_model(f"convit_{variant}"))
 
 
 def whole(case, model, outputs):
     """Our names are the official ones, so the model itself says which tensors the file leaves out."""
-    spec = case.data.get("state") or {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    spec = case.data.get("state") or {
+        name: list(tensor.shape) for name, tensor in model.state_dict().items()
+    }
     case.fill(model.eval(), spec=spec)
     case.check_params(model)
     with torch.inference_mode():
@@ -41,7 +57,9 @@ def whole(case, model, outputs):
 
 
 def stages(model, images):
-    named = weights.trace(model, images, ["patch_embed", *(f"blocks.{i}" for i in range(len(model.blocks)))])
+    named = weights.trace(
+        model, images, ["patch_embed", *(f"blocks.{i}" for i in range(len(model.blocks)))]
+    )
     tokens = model.forward_features(images)
     found = {"output." + name.replace("blocks.", "block"): tensor for name, tensor in named.items()}
     found["output.patch_embed"] = named["patch_embed"]
@@ -78,16 +96,30 @@ def plain_attention(case):
     layer.qkv.weight.data = qkv
     with torch.no_grad(), seen.record(layer) as maps:
         layer(x)
-    case.check({"nonlocality": non_locality(maps[0].weights, side, side), "attention_mean": maps[0].weights.mean(0)}, rtol=1e-6)
+    case.check(
+        {
+            "nonlocality": non_locality(maps[0].weights, side, side),
+            "attention_mean": maps[0].weights.mean(0),
+        },
+        rtol=1e-6,
+    )
 
 
 @pytest.mark.parametrize(
     ("variant", "params"),
-    [("tiny", 5_710_512), ("small", 27_777_322), ("small_plus", 48_979_882), ("base", 86_540_040), ("base_plus", 153_134_856)],
+    [
+        ("tiny", 5_710_512),
+        ("small", 27_777_322),
+        ("small_plus", 48_979_882),
+        ("base", 86_540_040),
+        ("base_plus", 153_134_856),
+    ],
 )
 def test_parameter_counts_of_the_paper(variant, params):
     with torch.device("meta"):
-        assert sum(p.numel() for p in refimpl.create_model(f"convit_{variant}").parameters()) == params
+        assert (
+            sum(p.numel() for p in refimpl.create_model(f"convit_{variant}").parameters()) == params
+        )
 
 
 def direct(layer, x, layout=None):
@@ -101,10 +133,14 @@ def direct(layer, x, layout=None):
     gate = layer.gating_param.sigmoid()[:, None, None]
     mixed = (1 - gate) * content + gate * position
     mixed = mixed / mixed.sum(-1, keepdim=True)
-    return layer.proj((mixed @ layer.v(x).view(b, n, heads, d).transpose(1, 2)).transpose(1, 2).reshape(b, n, c)), mixed
+    return layer.proj(
+        (mixed @ layer.v(x).view(b, n, heads, d).transpose(1, 2)).transpose(1, 2).reshape(b, n, c)
+    ), mixed
 
 
-@pytest.mark.parametrize(("heads", "grid"), [(1, (3, 3)), (4, (5, 5)), (9, (4, 4)), (6, (2, 7)), (3, (1, 4))])
+@pytest.mark.parametrize(
+    ("heads", "grid"), [(1, (3, 3)), (4, (5, 5)), (9, (4, 4)), (6, (2, 7)), (3, (1, 4))]
+)
 def test_separable_positions_equal_the_direct_form(heads, grid):
     """For random weights, bias and gate; on rectangles too."""
     layer = GPSA(heads * 5, heads, qkv_bias=True).double()
@@ -123,11 +159,15 @@ def test_gradients_equal_those_of_the_direct_form():
     layer = GPSA(20, 4).double()
     x = torch.randn(2, 16, 20, dtype=torch.float64)
     upstream = torch.randn_like(x)
-    ours = torch.autograd.grad(layer(x), [p for p in layer.parameters() if p.requires_grad], upstream)
+    ours = torch.autograd.grad(
+        layer(x), [p for p in layer.parameters() if p.requires_grad], upstream
+    )
     layer.pos_proj.bias.requires_grad_()
     theirs = torch.autograd.grad(direct(layer, x)[0], list(layer.parameters()), upstream)
     theirs = dict(zip(dict(layer.named_parameters()), theirs, strict=True))
-    assert theirs.pop("pos_proj.bias").abs().max() < 1e-12  # the bias cancels: no gradient beyond rounding
+    assert (
+        theirs.pop("pos_proj.bias").abs().max() < 1e-12
+    )  # the bias cancels: no gradient beyond rounding
     for a, b in zip(ours, theirs.values(), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -151,7 +191,9 @@ def test_convolutional_start(heads, alpha):
     centres, strength = layer.centres()
     torch.testing.assert_close(strength, torch.full((heads,), float(alpha)))
     torch.testing.assert_close(centres, torch.stack([cols, rows], 1))
-    assert torch.equal(layer.v.weight, torch.eye(heads * 2)) and torch.equal(layer.gate(), torch.full((heads,), torch.tensor(1.0).sigmoid().item()))
+    assert torch.equal(layer.v.weight, torch.eye(heads * 2)) and torch.equal(
+        layer.gate(), torch.full((heads,), torch.tensor(1.0).sigmoid().item())
+    )
     if k % 2:  # odd kernels: the largest weight of the middle query lies on the head's centre
         side = k + 2
         middle = side // 2
@@ -183,7 +225,9 @@ def test_with_gate_one_and_large_strength_the_layer_is_a_convolution():
 def test_uniform_attention_has_the_grid_s_mean_distance():
     for side, wanted in ((14, 7.281), (8, 4.136)):
         uniform = torch.full((2, 3, side**2, side**2), 1 / side**2)
-        torch.testing.assert_close(non_locality(uniform, side, side), torch.full((3,), wanted), rtol=0, atol=1e-3)
+        torch.testing.assert_close(
+            non_locality(uniform, side, side), torch.full((3,), wanted), rtol=0, atol=1e-3
+        )
         torch.testing.assert_close(non_locality(uniform, side, side), seen.non_locality(uniform))
     with pytest.raises(ValueError, match="leave the class token out"):
         non_locality(torch.ones(1, 1, 17, 17) / 17, 4, 4)
@@ -193,7 +237,9 @@ def test_forward_is_head_of_features_and_every_parameter_but_the_cancelling_bias
     model = ConViT(**SMALL, drop_path=0.1)
     images = torch.randn(2, 3, 32, 32)
     model(images).square().sum().backward()
-    silent = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+    silent = {
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    }
     assert silent == {f"blocks.{i}.attn.pos_proj.bias" for i in range(2)}
     model.eval()
     tokens = model.forward_features(images)
@@ -207,8 +253,12 @@ def test_the_class_token_joins_after_the_local_blocks():
     before = weights.trace(model, images, ["blocks.1", "blocks.2"])
     model.cls_token.data += 1
     after = weights.trace(model, images, ["blocks.1", "blocks.2"])
-    assert before["blocks.1"].shape == (1, 16, 36) and torch.equal(before["blocks.1"], after["blocks.1"])
-    assert before["blocks.2"].shape == (1, 17, 36) and not torch.allclose(before["blocks.2"], after["blocks.2"])
+    assert before["blocks.1"].shape == (1, 16, 36) and torch.equal(
+        before["blocks.1"], after["blocks.1"]
+    )
+    assert before["blocks.2"].shape == (1, 17, 36) and not torch.allclose(
+        before["blocks.2"], after["blocks.2"]
+    )
 
 
 def test_recording_changes_nothing_and_gives_every_map():
@@ -220,7 +270,9 @@ def test_recording_changes_nothing_and_gives_every_map():
     assert [m.name for m in maps] == [f"blocks.{i}.attn" for i in range(3)]
     assert [m.weights.shape for m in maps] == [(2, 9, 16, 16)] * 2 + [(2, 9, 17, 17)]
     for m in maps:
-        torch.testing.assert_close(m.weights.sum(-1), torch.ones(m.weights.shape[:3]), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            m.weights.sum(-1), torch.ones(m.weights.shape[:3]), rtol=0, atol=1e-6
+        )
         assert m.to_image().shape == (2, 9, 16, 16)
 
 
@@ -242,7 +294,9 @@ def test_deployment_form(change):
     assert [(m.name, m.layout) for m in again] == [(m.name, m.layout) for m in maps]
     for a, b in zip(again, maps, strict=True):
         torch.testing.assert_close(a.weights, b.weights, rtol=0, atol=1e-5)
-    assert not any(isinstance(m, GPSA) for m in fused.modules()) and isinstance(model.blocks[-1], Block)
+    assert not any(isinstance(m, GPSA) for m in fused.modules()) and isinstance(
+        model.blocks[-1], Block
+    )
     assert {t.dtype for t in model.double().fuse().state_dict().values()} == {torch.float64}
 
 
@@ -256,14 +310,18 @@ def test_checkpoints_load(tmp_path):
     source, target = ConViT(**SMALL).eval(), ConViT(**SMALL).eval()
     torch.save(source.state_dict(), tmp_path / "convit.pth")
     images = torch.randn(1, 3, 32, 32)
-    assert torch.equal(weights.load_official(target, tmp_path / "convit.pth")(images), source(images))
+    assert torch.equal(
+        weights.load_official(target, tmp_path / "convit.pth")(images), source(images)
+    )
 
 
 @pytest.mark.parametrize("variant", ["tiny", "small"])
 def test_timm_gives_the_same_output(variant):
     timm = pytest.importorskip("timm")
     theirs = timm.create_model(f"convit_{variant}").eval()
-    ours = weights.load_official(create(variant).eval(), theirs.state_dict())
+    ours = weights.load_official(
+        refimpl.create_model(f"convit_{variant}").eval(), theirs.state_dict()
+    )
     images = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
@@ -288,7 +346,14 @@ def test_bad_arguments(change, message):
         ConViT(**SMALL | change)
 
 
-@pytest.mark.parametrize(("shape", "message"), [((3, 32, 32), "got 3 dimensions"), ((1, 1, 32, 32), "1 channels"), ((1, 3, 40, 32), "40×32 pixels")])
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, 32, 32), "got 3 dimensions"),
+        ((1, 1, 32, 32), "1 channels"),
+        ((1, 3, 40, 32), "40×32 pixels"),
+    ],
+)
 def test_bad_images(shape, message):
     with pytest.raises(ValueError, match=message):
         ConViT(**SMALL)(torch.randn(shape))
@@ -297,8 +362,8 @@ def test_bad_images(shape, message):
 def test_bad_tokens_and_names():
     with pytest.raises(ValueError, match="17 tokens don't fill a grid of 4×4"):
         GPSA(36, 9)(torch.randn(1, 17, 36))
-    with pytest.raises(ValueError, match="unknown ConViT variant 'huge'"):
-        create("huge")
+    with pytest.raises(ValueError, match="unknown model 'convit_huge'"):
+        refimpl.create_model("convit_huge")
 
 
 def test_relative_features_are_column_row_and_squared_distance():

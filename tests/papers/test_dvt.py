@@ -21,7 +21,16 @@ FIELD = dict(num_levels=3, features_per_level=4, base_resolution=4, max_resoluti
 def test_official(official_case):
     kind = next(
         k
-        for k in ("denoiser", "stage1_losses", "stage1_maps", "stage1_lr", "stage2_lr", "stage2_loss", "view_coords", "maps")
+        for k in (
+            "denoiser",
+            "stage1_losses",
+            "stage1_maps",
+            "stage1_lr",
+            "stage2_lr",
+            "stage2_loss",
+            "view_coords",
+            "maps",
+        )
         if official_case.name.startswith(k)
     )
     globals()[f"check_{kind}"](official_case)
@@ -30,40 +39,63 @@ def test_official(official_case):
 def check_denoiser(case):
     model = Denoiser(**case.kwargs).eval()
     # a file that leaves the tensors out: ours under their official names
-    spec = case.data.get("state") or {official(name, case.kwargs): list(t.shape) for name, t in model.state_dict().items()}
+    spec = case.data.get("state") or {
+        official(name, case.kwargs): list(t.shape) for name, t in model.state_dict().items()
+    }
     case.fill(model, spec=spec)
     case.check_params(model)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         output = model(*case.inputs())
     case.check(output)
-    attention = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" in str(op))
+    attention = sum(
+        n for op, n in counter.get_flop_counts()["Global"].items() if "attention" in str(op)
+    )
     if case.data["macs"]:
         assert (counter.get_total_flops() - attention) // 2 == case.data["macs"]
 
 
 def official(name, kwargs):
-    return name.replace("blocks.0.", "denoiser.") if kwargs.get("num_blocks", 1) == 1 else name.replace("blocks.", "denoiser.")
+    return (
+        name.replace("blocks.0.", "denoiser.")
+        if kwargs.get("num_blocks", 1) == 1
+        else name.replace("blocks.", "denoiser.")
+    )
 
 
 def noise_model(case):
     g = case.recorded("shared_artifacts")
     model = ArtifactModel(*g.shape[1:])
-    state = {"shared_artifacts": g} | {n: case.recorded(n) for n in case.data["inputs"] if n.startswith("residual_predictor")}
-    return weights.load_official(model, {name: torch.from_numpy(value) for name, value in state.items()})
+    state = {"shared_artifacts": g} | {
+        n: case.recorded(n) for n in case.data["inputs"] if n.startswith("residual_predictor")
+    }
+    return weights.load_official(
+        model, {name: torch.from_numpy(value) for name, value in state.items()}
+    )
 
 
 def check_stage1_losses(case):
     found = {}
     for phase in (1, 2):
         noise = noise_model(case)
-        raw, field = torch.from_numpy(case.recorded("raw")), torch.from_numpy(case.recorded("field")).requires_grad_()
+        raw, field = (
+            torch.from_numpy(case.recorded("raw")),
+            torch.from_numpy(case.recorded("field")).requires_grad_(),
+        )
         noise.shared_artifacts.requires_grad_(phase == 1)
         artifact = noise.artifact(torch.from_numpy(case.recorded("artifact_coords")))
-        losses = dvt.stage1_loss(raw, field, artifact, noise.residual_predictor(raw) if phase == 2 else None)
+        losses = dvt.stage1_loss(
+            raw, field, artifact, noise.residual_predictor(raw) if phase == 2 else None
+        )
         losses["loss"].backward()
         found |= {f"phase{phase}.{name}": value for name, value in losses.items()}
-        found |= {f"phase{phase}.grad_field": field.grad, f"phase{phase}.grad_shared_artifacts": noise.shared_artifacts.grad}
-        found |= {f"phase{phase}.grad_{name}": p.grad for name, p in noise.residual_predictor.named_parameters(prefix="residual_predictor")}
+        found |= {
+            f"phase{phase}.grad_field": field.grad,
+            f"phase{phase}.grad_shared_artifacts": noise.shared_artifacts.grad,
+        }
+        found |= {
+            f"phase{phase}.grad_{name}": p.grad
+            for name, p in noise.residual_predictor.named_parameters(prefix="residual_predictor")
+        }
     case.check(found, rtol=1e-5)
 
 
@@ -72,18 +104,35 @@ def check_stage1_maps(case):
     raw = torch.from_numpy(case.recorded("raw"))
     parts = noise.decompose(raw, torch.from_numpy(case.recorded("field")).view_as(raw))
     total = dvt.stage1_loss(raw, parts["field"], parts["artifact"], parts["residual"])["loss"]
-    names = dict(shared_patterns="artifact", pred_residual="residual", pred_features="predicted", denoised_feats="field", denoised_features="subtracted")
-    case.check({official: parts[ours] for official, ours in names.items()} | {"loss": total}, rtol=1e-5)
+    names = dict(
+        shared_patterns="artifact",
+        pred_residual="residual",
+        pred_features="predicted",
+        denoised_feats="field",
+        denoised_features="subtracted",
+    )
+    case.check(
+        {official: parts[ours] for official, ours in names.items()} | {"loss": total}, rtol=1e-5
+    )
     rows, cols = raw.shape[1:3]
     sampled = noise.artifact(dvt.artifact_coords((rows, cols)).view(-1, 2))
-    torch.testing.assert_close(sampled.view_as(parts["artifact"]), parts["artifact"])  # sampling hits the grid
+    torch.testing.assert_close(
+        sampled.view_as(parts["artifact"]), parts["artifact"]
+    )  # sampling hits the grid
 
 
 def check_stage1_lr(case):
     a = case.arguments
     steps = case.recorded("iteration")
     case.check(
-        torch.tensor([dvt.stage1_lr(s, a["num_iters"], a["warmup_iters"], a["lr"], a["min_lr"]) for s in steps.tolist()], dtype=torch.float64), rtol=1e-12
+        torch.tensor(
+            [
+                dvt.stage1_lr(s, a["num_iters"], a["warmup_iters"], a["lr"], a["min_lr"])
+                for s in steps.tolist()
+            ],
+            dtype=torch.float64,
+        ),
+        rtol=1e-12,
     )
 
 
@@ -91,20 +140,39 @@ def check_stage2_lr(case):
     a = case.arguments
     steps = case.recorded("iteration")
     case.check(
-        torch.tensor([dvt.stage2_lr(s, a["base_value"], a["final_value"], a["total_iters"], a["warmup_iters"]) for s in steps.tolist()], dtype=torch.float64),
+        torch.tensor(
+            [
+                dvt.stage2_lr(
+                    s, a["base_value"], a["final_value"], a["total_iters"], a["warmup_iters"]
+                )
+                for s in steps.tolist()
+            ],
+            dtype=torch.float64,
+        ),
         rtol=1e-12,
     )
 
 
 def check_stage2_loss(case):
     losses = dvt.fitting_loss(*(torch.from_numpy(case.recorded(n)) for n in ("pred", "target")))
-    case.check({"l2": losses["patch_l2_loss"], "cosine": losses["cosine_similarity_loss"], "loss": losses["loss"]}, rtol=1e-5)
+    case.check(
+        {
+            "l2": losses["patch_l2_loss"],
+            "cosine": losses["cosine_similarity_loss"],
+            "loss": losses["loss"],
+        },
+        rtol=1e-5,
+    )
 
 
 def check_view_coords(case):
     a = case.arguments
     plain, flipped = (
-        dvt.patch_coords(Crop(a["top"], a["left"], a["height"], a["width"], flip), (a["image_height"], a["image_width"]), (a["patches_h"], a["patches_w"]))
+        dvt.patch_coords(
+            Crop(a["top"], a["left"], a["height"], a["width"], flip),
+            (a["image_height"], a["image_width"]),
+            (a["patches_h"], a["patches_w"]),
+        )
         for flip in (False, True)
     )
     case.check({"coords": plain, "coords_flipped": flipped}, rtol=1e-6)
@@ -112,19 +180,33 @@ def check_view_coords(case):
 
 def check_maps(case):
     features = torch.from_numpy(case.recorded("features"))[0]
-    case.check({"similarity_to_centre": artifacts.similarity_map(features), "norm_map": artifacts.norm_map(features)}, rtol=1e-5)
+    case.check(
+        {
+            "similarity_to_centre": artifacts.similarity_map(features),
+            "norm_map": artifacts.norm_map(features),
+        },
+        rtol=1e-5,
+    )
 
 
-@pytest.mark.parametrize(("variant", "params"), [("small", 2_300_160), ("base", 8_139_264), ("large", 13_998_080), ("giant", 30_434_304)])
+@pytest.mark.parametrize(
+    ("variant", "params"),
+    [("small", 2_300_160), ("base", 8_139_264), ("large", 13_998_080), ("giant", 30_434_304)],
+)
 def test_denoiser_sizes_of_the_paper(variant, params):
-    assert sum(p.numel() for p in refimpl.create_model(f"dvt_denoiser_{variant}").parameters()) == params
+    assert (
+        sum(p.numel() for p in refimpl.create_model(f"dvt_denoiser_{variant}").parameters())
+        == params
+    )
 
 
 @pytest.mark.parametrize("num_blocks", [1, 3])
 def test_official_denoiser_checkpoints_load(num_blocks, tmp_path):
     kwargs = dict(feat_dim=64, noise_map_height=4, noise_map_width=5, num_blocks=num_blocks)
     source, target = Denoiser(**kwargs).eval(), Denoiser(**kwargs).eval()
-    state = {official(name, kwargs): tensor for name, tensor in source.state_dict().items()} | {"vit.cls_token": torch.zeros(1, 1, 64)}
+    state = {official(name, kwargs): tensor for name, tensor in source.state_dict().items()} | {
+        "vit.cls_token": torch.zeros(1, 1, 64)
+    }
     torch.save({"denoiser": state, "step": 7}, tmp_path / "denoiser.pth")
     x = torch.randn(2, 4, 5, 64)
     assert torch.equal(weights.load_official(target, tmp_path / "denoiser.pth")(x), source(x))
@@ -138,13 +220,20 @@ def test_denoiser_learns_everywhere_and_records():
     plain = model(x)
     with record(model) as maps:
         assert torch.equal(model(x), plain)
-    assert [m.weights.shape for m in maps] == [(2, 2, 12, 12)] * 2 and maps[0].to_image().shape == (2, 2, 12, 12)
+    assert [m.weights.shape for m in maps] == [(2, 2, 12, 12)] * 2 and maps[0].to_image().shape == (
+        2,
+        2,
+        12,
+        12,
+    )
 
 
 def test_without_embedding_the_denoiser_knows_no_position():
     model = Denoiser(feat_dim=64, enable_pe=False).eval()
     x = torch.randn(1, 3, 4, 64)
-    torch.testing.assert_close(model(x.roll((1, 2), (1, 2))), model(x).roll((1, 2), (1, 2)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model(x.roll((1, 2), (1, 2))), model(x).roll((1, 2), (1, 2)), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_crop_that_is_the_image_has_the_whole_image_s_coordinates():
@@ -166,7 +255,9 @@ def test_views_show_what_their_coordinates_say():
     """An image whose colour is the coordinate: a view's patches carry what their crop covers, mirrored or not."""
     size = 64
     row, col = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
-    views, coords = dvt.make_views(torch.stack([col, row]), 12, (8, 8), torch.Generator().manual_seed(0))
+    views, coords = dvt.make_views(
+        torch.stack([col, row]), 12, (8, 8), torch.Generator().manual_seed(0)
+    )
     assert views.shape == (13, 2, size, size) and coords.shape == (13, 8, 8, 2)
     assert torch.equal(views[-1], torch.stack([col, row]))
     seen = torch.nn.functional.avg_pool2d(views, 8).permute(0, 2, 3, 1)  # (x, y) per patch
@@ -183,7 +274,9 @@ def test_crops_keep_to_their_ranges():
         assert c.top >= 0 and c.top + c.height <= 200 and c.left >= 0 and c.left + c.width <= 300
         assert 0.095 < c.height * c.width / 60000 < 0.505 and 0.73 < c.width / c.height < 1.36
     assert 120 < sum(c.flip for c in crops) < 280
-    assert dvt.sample_crop(10, 1000, g, area=(0.9, 1.0)).height == 10  # no such crop fits: the middle square
+    assert (
+        dvt.sample_crop(10, 1000, g, area=(0.9, 1.0)).height == 10
+    )  # no such crop fits: the middle square
 
 
 def test_the_residual_passes_no_gradient_to_field_or_artifact_and_gets_none_from_them():
@@ -216,13 +309,25 @@ def test_stage_1_separates_place_from_position():
     raw, coords, truth_f, truth_g = made_features()
     steps = []
     field, noise = dvt.fit_image(
-        raw, coords, 300, 256, torch.Generator().manual_seed(0), field=FIELD, on_step=lambda step, losses: steps.append((step, losses))
+        raw,
+        coords,
+        300,
+        256,
+        torch.Generator().manual_seed(0),
+        field=FIELD,
+        on_step=lambda step, losses: steps.append((step, losses)),
     )
-    assert [s for s, _ in steps] == list(range(300)) and steps[-1][1]["patch_l2_loss"] < 0.25 * steps[0][1]["patch_l2_loss"]
-    assert "residual_loss" not in steps[150][1] and "residual_loss" in steps[151][1]  # difference dvt.d5: step N/2 is still phase 1
+    assert [s for s, _ in steps] == list(range(300)) and steps[-1][1][
+        "patch_l2_loss"
+    ] < 0.25 * steps[0][1]["patch_l2_loss"]
+    assert (
+        "residual_loss" not in steps[150][1] and "residual_loss" in steps[151][1]
+    )  # difference dvt.d5: step N/2 is still phase 1
     with torch.no_grad():
         found = field(coords[-1])
-        assert centred_cosine(found, truth_f[-1]) > 0.7 > 0.6 > centred_cosine(raw[-1], truth_f[-1])  # few crops reach the image's corners
+        assert (
+            centred_cosine(found, truth_f[-1]) > 0.7 > 0.6 > centred_cosine(raw[-1], truth_f[-1])
+        )  # few crops reach the image's corners
         assert centred_cosine(noise.artifact_map()[0], truth_g) > 0.9
         parts = noise.decompose(raw[-1:], found[None])
     torch.testing.assert_close(parts["predicted"] - parts["field"], raw[-1:] - parts["subtracted"])
@@ -232,7 +337,9 @@ def test_stage_1_separates_place_from_position():
 def test_stage_1_without_artifacts_keeps_g_at_zero():
     torch.manual_seed(0)
     raw, coords, truth_f, _ = made_features()
-    _, noise = dvt.fit_image(raw, coords, 20, 64, torch.Generator().manual_seed(0), artifacts=False, field=FIELD)
+    _, noise = dvt.fit_image(
+        raw, coords, 20, 64, torch.Generator().manual_seed(0), artifacts=False, field=FIELD
+    )
     assert not noise.shared_artifacts.any()
 
 
@@ -255,8 +362,13 @@ def test_the_artifact_map_is_frozen_in_the_second_phase():
 def test_stage_2_learns_to_take_a_known_artifact_away():
     torch.manual_seed(0)
     g = torch.Generator().manual_seed(0)
-    clean, artifact = torch.randn(40, 4, 4, 64, generator=g), 2 * torch.randn(1, 4, 4, 64, generator=g)
-    denoiser = dvt.fit_denoiser(Denoiser(64, 4, 4), clean[:32] + artifact, clean[:32], 150, 16, 2e-3, g)
+    clean, artifact = (
+        torch.randn(40, 4, 4, 64, generator=g),
+        2 * torch.randn(1, 4, 4, 64, generator=g),
+    )
+    denoiser = dvt.fit_denoiser(
+        Denoiser(64, 4, 4), clean[:32] + artifact, clean[:32], 150, 16, 2e-3, g
+    )
     with torch.no_grad():
         found = denoiser(clean[32:] + artifact)
     assert (found - clean[32:]).square().mean() < 0.5 * artifact.square().mean()
@@ -267,8 +379,14 @@ def test_square_root_scaling_of_the_learning_rate():
     rates = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dvt, "update", lambda optimizer, loss, lr: rates.append(lr))
-        dvt.fit_denoiser(Denoiser(64, 2, 2), torch.randn(8, 2, 2, 64), torch.randn(8, 2, 2, 64), 20, 128)
-    assert max(rates) == pytest.approx(2e-4 * math.sqrt(128 / 256)) and rates.index(max(rates)) == 2 and rates[0] == 0
+        dvt.fit_denoiser(
+            Denoiser(64, 2, 2), torch.randn(8, 2, 2, 64), torch.randn(8, 2, 2, 64), 20, 128
+        )
+    assert (
+        max(rates) == pytest.approx(2e-4 * math.sqrt(128 / 256))
+        and rates.index(max(rates)) == 2
+        and rates[0] == 0
+    )
     assert dvt.stage2_lr(50000, 1.0) == 1e-6
 
 
@@ -292,10 +410,21 @@ def test_neural_field_and_its_size():
         (lambda: NeuralField(8, num_levels=0), "num_levels=0"),
         (lambda: dvt.make_views(torch.zeros(32, 32), 3, (4, 4), None), "image must be"),
         (lambda: dvt.make_views(torch.zeros(3, 32, 32), 0, (4, 4), None), "num_views=0"),
-        (lambda: dvt.fit_image(torch.zeros(2, 4, 4, 8), torch.zeros(3, 4, 4, 2)), "coords (3, 4, 4, 2)"),
-        (lambda: dvt.fit_image(torch.zeros(2, 4, 4, 8), torch.zeros(2, 4, 4, 2), num_steps=1), "num_steps=1"),
-        (lambda: dvt.fit_denoiser(Denoiser(64), torch.zeros(2, 4, 4, 64), torch.zeros(3, 4, 4, 64)), "must have one shape"),
-        (lambda: dvt.create("denoiser_huge"), "unknown DVT variant 'denoiser_huge'"),
+        (
+            lambda: dvt.fit_image(torch.zeros(2, 4, 4, 8), torch.zeros(3, 4, 4, 2)),
+            "coords (3, 4, 4, 2)",
+        ),
+        (
+            lambda: dvt.fit_image(torch.zeros(2, 4, 4, 8), torch.zeros(2, 4, 4, 2), num_steps=1),
+            "num_steps=1",
+        ),
+        (
+            lambda: dvt.fit_denoiser(
+                Denoiser(64), torch.zeros(2, 4, 4, 64), torch.zeros(3, 4, 4, 64)
+            ),
+            "must have one shape",
+        ),
+        (lambda: refimpl.create_model("dvt_denoiser_huge"), "unknown model 'dvt_denoiser_huge'"),
     ],
 )
 def test_bad_input(call, message):
@@ -314,7 +443,11 @@ def test_a_scaled_loss_weakens_adam_s_weight_decay():
         return weight.detach()
 
     torch.testing.assert_close(step(1024, 0.0), step(1, 0.0))
-    assert (step(1024, 1e-3) - step(1, 0.0)).abs().max() < 1e-6 < (step(1, 1e-3) - step(1, 0.0)).abs().max()
+    assert (
+        (step(1024, 1e-3) - step(1, 0.0)).abs().max()
+        < 1e-6
+        < (step(1, 1e-3) - step(1, 0.0)).abs().max()
+    )
 
 
 def test_what_is_kept_is_the_field_not_the_difference():
@@ -323,5 +456,7 @@ def test_what_is_kept_is_the_field_not_the_difference():
     raw, field = torch.randn(2, 1, 4, 5, 8).unbind(0)
     parts = ArtifactModel(8, 4, 5).decompose(raw, field)
     assert parts["field"] is field
-    torch.testing.assert_close(parts["subtracted"] - parts["field"], raw - parts["predicted"])  # what the fit missed
+    torch.testing.assert_close(
+        parts["subtracted"] - parts["field"], raw - parts["predicted"]
+    )  # what the fit missed
     assert (parts["subtracted"] - field).norm() > 0.1

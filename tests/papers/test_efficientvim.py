@@ -9,17 +9,24 @@ import pytest
 import torch
 from torch import nn
 
-from refimpl import weights
+import refimpl
+from refimpl import golden, weights
 from refimpl.kernels.hsm_ssd import hsm_ssd
 from refimpl.kernels.ssd import semiseparable, ssd
-from refimpl.lab import golden, measure
-from refimpl.papers import efficientvim
-from refimpl.papers.efficientvim import HSMSSD, VARIANTS, Block, EfficientViM, PatchMerging, create, nc_ssd
+from refimpl.lab import measure
+from refimpl.papers.efficientvim import HSMSSD, VARIANTS, Block, EfficientViM, PatchMerging, nc_ssd
 from refimpl.viz import attention
 
 STEM = "efficientvim"
 RULES = EfficientViM.name_maps["official"]
-PARAMETERS = {"m1": 6_679_458, "m2": 13_903_842, "m4": 19_606_505, "m1_dist": 7_643_462, "m2_dist": 15_315_846, "m4_dist": 21_178_509}
+PARAMETERS = {
+    "m1": 6_679_458,
+    "m2": 13_903_842,
+    "m4": 19_606_505,
+    "m1_dist": 7_643_462,
+    "m2_dist": 15_315_846,
+    "m4_dist": 21_178_509,
+}
 SMALL = dict(img_size=32, num_classes=5, embed_dim=(16, 24), depths=(1, 2), state_dim=(5, 3))
 
 
@@ -28,9 +35,17 @@ def official_spec(model: nn.Module) -> dict[str, list[int]]:
     spec = {}
     for name, tensor in model.state_dict().items():
         shape = list(tensor.shape)
-        one_more = re.search(r"(^|\.)(norms\.\d|norm)\.(weight|bias)$", name) and "dw" not in name and re.search(r"norms|blocks\.\d+\.norm|^norm\.", name)
+        one_more = (
+            re.search(r"(^|\.)(norms\.\d|norm)\.(weight|bias)$", name)
+            and "dw" not in name
+            and re.search(r"norms|blocks\.\d+\.norm|^norm\.", name)
+        )
         name = re.sub(r"^patch_embed\.(\d)", lambda m: f"patch_embed.conv.{int(m[1]) // 2}", name)
-        name = re.sub(r"downsample\.conv(\d)\.", lambda m: f"downsample.conv.{int(m[1]) - (m[1] != '3')}.", name)
+        name = re.sub(
+            r"downsample\.conv(\d)\.",
+            lambda m: f"downsample.conv.{int(m[1]) - (m[1] != '3')}.",
+            name,
+        )
         name = name.replace("downsample.se.", "downsample.conv.2.")
         name = re.sub(r"mixer\.bcdt\.", "mixer.BCdt_proj.conv.", name)
         name = re.sub(r"mixer\.dw\.", "mixer.dw.conv.", name)
@@ -75,15 +90,32 @@ def check_function(case):
     if "hz_weight" in given:
         for backend in ("naive", "numpy", "torch", "triton"):
             y, h = hsm_ssd(**given, backend=backend)
-            case.check({"y": y.unflatten(2, case.data["outputs"]["y"]["shape"][2:]), "h": h}, rtol=1e-5)
+            case.check(
+                {"y": y.unflatten(2, case.data["outputs"]["y"]["shape"][2:]), "h": h}, rtol=1e-5
+            )
     elif "X" in given:
         length = given["X"].shape[1]
         for chunk in (1, 3, case.arguments["block_len"], length, 2 * length):
             for backend in ("naive", "numpy", "torch", "triton"):
-                y, last = ssd(given["X"], given["A"], given["B"], given["C"], chunk=chunk, return_last_state=True, backend=backend)
+                y, last = ssd(
+                    given["X"],
+                    given["A"],
+                    given["B"],
+                    given["C"],
+                    chunk=chunk,
+                    return_last_state=True,
+                    backend=backend,
+                )
                 case.check({"Y": y, "final_state": last}, rtol=1e-5)
     else:
-        case.check(nc_ssd(**given, positive=case.arguments["ssd_positive_dA"], groups=case.arguments["ngroups"]), rtol=1e-5)
+        case.check(
+            nc_ssd(
+                **given,
+                positive=case.arguments["ssd_positive_dA"],
+                groups=case.arguments["ngroups"],
+            ),
+            rtol=1e-5,
+        )
 
 
 def test_official(official_case):
@@ -91,7 +123,10 @@ def test_official(official_case):
     if not k:
         return check_function(case)
     if "d_model" in k:
-        model, side = HSMSSD(k["d_model"], k["state_dim"], k["ssd_expand"]), round(k["length"] ** 0.5)
+        model, side = (
+            HSMSSD(k["d_model"], k["state_dim"], k["ssd_expand"]),
+            round(k["length"] ** 0.5),
+        )
         run = lambda x: model(x.unflatten(2, (side, side)))  # noqa: E731
     elif "in_dim" in k:
         run = model = PatchMerging(k["in_dim"], k["out_dim"], k["ratio"])
@@ -115,7 +150,9 @@ def test_official(official_case):
         if isinstance(model, EfficientViM) and "output" in case.data["outputs"]:
             case.check(model.fuse()(images))
     if case.data.get("macs"):
-        assert measure.macs(run if run is model else Squared(model, side), images) == case.data["macs"]
+        assert (
+            measure.macs(run if run is model else Squared(model, side), images) == case.data["macs"]
+        )
 
 
 class Squared(nn.Module):
@@ -137,38 +174,56 @@ def test_spec_by_rule_is_the_recorded_one():
 @pytest.mark.parametrize("variant", PARAMETERS)
 def test_parameters(variant):
     with torch.device("meta"):
-        assert measure.parameters(create(variant)) == PARAMETERS[variant]
+        assert (
+            measure.parameters(refimpl.create_model(f"efficientvim_{variant}"))
+            == PARAMETERS[variant]
+        )
 
 
 def test_published_size_of_the_third_model():
     with torch.device("meta"):
-        assert round(measure.parameters(create("m3")) / 1e6, 1) == 16.6
+        assert round(measure.parameters(refimpl.create_model("efficientvim_m3")) / 1e6, 1) == 16.6
 
 
-@pytest.mark.parametrize(("variant", "published"), [("m1", 239), ("m2", 355), ("m3", 656), ("m4", 1111)])
+@pytest.mark.parametrize(
+    ("variant", "published"), [("m1", 239), ("m2", 355), ("m3", 656), ("m4", 1111)]
+)
 def test_multiply_adds_beside_the_published_flops(variant, published):
     """The README's FLOPs are multiply-adds; its counter adds small terms, about one in a hundred."""
-    model = create(variant).eval()
+    model = refimpl.create_model(f"efficientvim_{variant}").eval()
     counted = measure.macs(model, torch.randn(1, 3, model.img_size, model.img_size)) / 1e6
     assert 0.985 * published < counted < published
 
 
 @pytest.mark.parametrize("variant", ["m1", "m3", "m4_dist"])
 def test_checkpoints_under_official_names_load(variant):
-    source, target = create(variant), create(variant)
+    source, target = (
+        refimpl.create_model(f"efficientvim_{variant}"),
+        refimpl.create_model(f"efficientvim_{variant}"),
+    )
     with torch.no_grad():
         for tensor in source.state_dict().values():
             tensor.random_(1, 100)
-    state = {name: t.reshape(shape) for (name, shape), t in zip(official_spec(source).items(), source.state_dict().values(), strict=True)}
+    state = {
+        name: t.reshape(shape)
+        for (name, shape), t in zip(
+            official_spec(source).items(), source.state_dict().values(), strict=True
+        )
+    }
     weights.load_official(target, {"model": state})
-    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("variant", ["m1", "m2", "m3", "m4"])
 def test_equals_timm_where_it_is_installed(variant):
     timm = pytest.importorskip("timm", reason="timm is a peer, not a dependency")
     theirs = timm.create_model(f"efficientvim_{variant}").eval()
-    ours = weights.load_official(create(variant).eval(), theirs.state_dict())
+    ours = weights.load_official(
+        refimpl.create_model(f"efficientvim_{variant}").eval(), theirs.state_dict()
+    )
     images = torch.randn(1, 3, ours.img_size, ours.img_size)
     with torch.inference_mode():
         assert torch.dist(ours(images), theirs(images)) <= 1e-5 * theirs(images).norm()
@@ -181,30 +236,64 @@ def randn(*shape):
 def test_dropping_the_decay_leaves_linear_attention():
     """NC-SSD is the matrix form with the mask gone: a product of rank n, weighted a token."""
     torch.manual_seed(0)
-    x, dt, A, B, C, D = randn(2, 9, 3, 4), randn(2, 9, 3).exp(), -randn(3).exp(), randn(2, 9, 5), randn(2, 9, 5), randn(3)
+    x, dt, A, B, C, D = (
+        randn(2, 9, 3, 4),
+        randn(2, 9, 3).exp(),
+        -randn(3).exp(),
+        randn(2, 9, 5),
+        randn(2, 9, 5),
+        randn(3),
+    )
     weight = (-dt * A).transpose(1, 2)  # (b, h, l)
     matrix = (C @ B.transpose(1, 2))[:, None] * weight[:, :, None]
     wanted = (matrix @ x.transpose(1, 2)).transpose(1, 2) + x * D[:, None]
     torch.testing.assert_close(nc_ssd(x, dt, A, B, C, D, positive=True), wanted)
-    torch.testing.assert_close(nc_ssd(x, dt, A, B, C, D) - x * D[:, None], -(nc_ssd(x, dt, A, B, C, D, positive=True) - x * D[:, None]))
+    torch.testing.assert_close(
+        nc_ssd(x, dt, A, B, C, D) - x * D[:, None],
+        -(nc_ssd(x, dt, A, B, C, D, positive=True) - x * D[:, None]),
+    )
     causal = semiseparable(torch.zeros(2, 9, 3, dtype=torch.float64), B[:, :, None], C[:, :, None])
-    torch.testing.assert_close(causal[:, 0], (C @ B.transpose(1, 2)).tril(), msg="without decay the causal matrix is the lower triangle of the same product")
+    torch.testing.assert_close(
+        causal[:, 0],
+        (C @ B.transpose(1, 2)).tril(),
+        msg="without decay the causal matrix is the lower triangle of the same product",
+    )
 
 
 def test_heads_take_groups_in_turn():
     """As in VSSD: head i reads group i mod groups."""
     torch.manual_seed(0)
-    x, dt, A, B, C, D = randn(1, 6, 4, 3), randn(1, 6, 4), randn(4), randn(1, 6, 10), randn(1, 6, 10), randn(4)
+    x, dt, A, B, C, D = (
+        randn(1, 6, 4, 3),
+        randn(1, 6, 4),
+        randn(4),
+        randn(1, 6, 10),
+        randn(1, 6, 10),
+        randn(4),
+    )
     both = nc_ssd(x, dt, A, B, C, D, groups=2)
     for group in (0, 1):
-        alone = nc_ssd(x[:, :, group::2], dt[:, :, group::2], A[group::2], *(m[..., 5 * group : 5 * group + 5] for m in (B, C)), D[group::2])
+        alone = nc_ssd(
+            x[:, :, group::2],
+            dt[:, :, group::2],
+            A[group::2],
+            *(m[..., 5 * group : 5 * group + 5] for m in (B, C)),
+            D[group::2],
+        )
         torch.testing.assert_close(both[:, :, group::2], alone)
 
 
 def test_projections_commute_with_the_hidden_state_and_the_gate_does_not():
     torch.manual_seed(0)
     d, n, length = 12, 4, 50
-    x, w, C, P, Q, Z = randn(d, length), randn(n, length), randn(n, length), randn(d, d), randn(d, d), randn(d, d)
+    x, w, C, P, Q, Z = (
+        randn(d, length),
+        randn(n, length),
+        randn(n, length),
+        randn(d, d),
+        randn(d, d),
+        randn(d, d),
+    )
     on_tokens, on_states = Q @ (((P @ x) @ w.T) @ C), (Q @ (P @ (x @ w.T))) @ C
     torch.testing.assert_close(on_tokens, on_states, rtol=1e-10, atol=1e-10)
     silu = torch.nn.functional.silu
@@ -221,7 +310,9 @@ def test_A_is_dead():
     mixers = [m for m in model.modules() if isinstance(m, HSMSSD)]
     before = model(images)
     before.square().sum().backward()
-    assert max(m.A.grad.abs().max() for m in mixers) < 1e-4 * min(m.D.grad.abs().max() for m in mixers)
+    assert max(m.A.grad.abs().max() for m in mixers) < 1e-4 * min(
+        m.D.grad.abs().max() for m in mixers
+    )
     with torch.no_grad():
         for m in mixers:
             m.A.normal_(std=5)
@@ -239,7 +330,7 @@ def test_counted_multiply_adds_are_the_formula(variant):
 
 @pytest.mark.parametrize("variant", ["m1", "m4"])
 def test_recorded_maps_are_one_a_state_and_change_nothing(variant):
-    model, kwargs = create(variant).eval(), VARIANTS[variant]
+    model, kwargs = refimpl.create_model(f"efficientvim_{variant}").eval(), VARIANTS[variant]
     images = torch.randn(1, 3, model.img_size, model.img_size)
     with torch.inference_mode():
         plain = model(images)
@@ -248,15 +339,33 @@ def test_recorded_maps_are_one_a_state_and_change_nothing(variant):
         fused = model.fuse()
         with attention.record(fused) as again:
             fused(images)
-    assert [m.heads for m in maps] == [n for n, depth in zip(kwargs["state_dim"], kwargs["depths"], strict=True) for _ in range(depth)]
+    assert [m.heads for m in maps] == [
+        n
+        for n, depth in zip(kwargs["state_dim"], kwargs["depths"], strict=True)
+        for _ in range(depth)
+    ]
     for m in maps:
         whole = m.to_image()
-        assert whole.shape[-2:] == (m.grid[0] * m.grid[1],) * 2 and torch.allclose(whole.sum(-1), torch.ones(()), atol=1e-5)
-        assert torch.equal(whole[..., :1, :].expand_as(whole), whole), "all tokens read the same states"
-    assert all(torch.allclose(a.weights, b.weights, atol=1e-5) for a, b in zip(maps, again, strict=True))
+        assert whole.shape[-2:] == (m.grid[0] * m.grid[1],) * 2 and torch.allclose(
+            whole.sum(-1), torch.ones(()), atol=1e-5
+        )
+        assert torch.equal(whole[..., :1, :].expand_as(whole), whole), (
+            "all tokens read the same states"
+        )
+    assert all(
+        torch.allclose(a.weights, b.weights, atol=1e-5) for a, b in zip(maps, again, strict=True)
+    )
 
 
-@pytest.mark.parametrize("options", [{}, {"distillation": True}, {"img_size": 48, "in_chans": 2}, {"ssd_expand": 2.0, "mlp_ratio": 2.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"distillation": True},
+        {"img_size": 48, "in_chans": 2},
+        {"ssd_expand": 2.0, "mlp_ratio": 2.0},
+    ],
+)
 def test_fused_form_is_equal_and_leaves_the_model_alone(options):
     model = filled(0, **options)
     before = copy.deepcopy(model.state_dict())
@@ -264,8 +373,13 @@ def test_fused_form_is_equal_and_leaves_the_model_alone(options):
     fused = model.fuse()
     with torch.inference_mode():
         wanted, got, twice = model(images), fused(images), fused.fuse()(images)
-    assert torch.dist(wanted, got) <= 1e-5 * wanted.norm() and torch.dist(got, twice) <= 1e-5 * got.norm()
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules()) and not any(name.endswith("mixer.A") for name, _ in fused.named_parameters())
+    assert (
+        torch.dist(wanted, got) <= 1e-5 * wanted.norm()
+        and torch.dist(got, twice) <= 1e-5 * got.norm()
+    )
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules()) and not any(
+        name.endswith("mixer.A") for name, _ in fused.named_parameters()
+    )
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
@@ -285,11 +399,18 @@ def test_any_rectangle_is_mixed_where_the_official_classifier_needs_a_square():
 
 def test_starts_as_the_official_code_really_does():
     """Norm scales asked for as zero end up as 1; every blend starts at one half; A in 1 … 16, δ = 1."""
-    model = create("m1")
+    model = refimpl.create_model("efficientvim_m1")
     assert all((m.weight == 1).all() for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     block = model.stages[0].blocks[0]
-    assert torch.allclose(torch.sigmoid(block.alpha), torch.tensor(0.500025)) and block.mixer.D.item() == 1
-    assert block.mixer.A.min() >= 1 and block.mixer.A.max() <= 16 and (model.head.weights.softmax(0) == 0.25).all()
+    assert (
+        torch.allclose(torch.sigmoid(block.alpha), torch.tensor(0.500025))
+        and block.mixer.D.item() == 1
+    )
+    assert (
+        block.mixer.A.min() >= 1
+        and block.mixer.A.max() <= 16
+        and (model.head.weights.softmax(0) == 0.25).all()
+    )
 
 
 def test_every_parameter_but_A_gets_a_gradient_and_two_heads_in_training():
@@ -297,7 +418,11 @@ def test_every_parameter_but_A_gets_a_gradient_and_two_heads_in_training():
     logits, distilled = model(torch.randn(2, 3, 64, 64))
     assert logits.shape == distilled.shape == (2, 5)
     (logits.square().sum() + distilled.square().sum()).backward()
-    assert not [name for name, p in model.named_parameters() if p.grad is None or (not name.endswith("mixer.A") and not p.grad.abs().sum() > 0)]
+    assert not [
+        name
+        for name, p in model.named_parameters()
+        if p.grad is None or (not name.endswith("mixer.A") and not p.grad.abs().sum() > 0)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -320,8 +445,12 @@ def test_bad_arguments_are_named(change, words):
 
 def test_bad_calls_are_named():
     model = filled()
-    for images, words in [(torch.randn(1, 3, 8, 32), "at least 16"), (torch.randn(1, 1, 32, 32), "1 channels"), (torch.randn(3, 32, 32), "3 dimensions")]:
+    for images, words in [
+        (torch.randn(1, 3, 8, 32), "at least 16"),
+        (torch.randn(1, 1, 32, 32), "1 channels"),
+        (torch.randn(3, 32, 32), "3 dimensions"),
+    ]:
         with pytest.raises(ValueError, match=words):
             model(images)
-    with pytest.raises(ValueError, match="'m5' is not one of 'm1'"):
-        efficientvim.create("m5")
+    with pytest.raises(ValueError, match="efficientvim_m1"):
+        refimpl.create_model("efficientvim_m5")

@@ -9,26 +9,51 @@ import pytest
 import torch
 from torch import nn
 
+import refimpl
 from refimpl import weights
 from refimpl.lab import measure
-from refimpl.papers import efficientvit
-from refimpl.papers.efficientvit import VARIANTS, Block, CascadedGroupAttention, EfficientViT, PatchMerging, WindowAttention, create, offset_index
+from refimpl.papers.efficientvit import (
+    VARIANTS,
+    Block,
+    CascadedGroupAttention,
+    EfficientViT,
+    PatchMerging,
+    WindowAttention,
+    offset_index,
+)
 from refimpl.viz import attention
 
 STEM = "efficientvit"
 RULES = EfficientViT.name_maps["official"]
-PARAMETERS = {"m0": 2_349_436, "m1": 2_980_560, "m2": 4_187_554, "m3": 6_900_722, "m4": 8_804_228, "m5": 12_473_772}
+PARAMETERS = {
+    "m0": 2_349_436,
+    "m1": 2_980_560,
+    "m2": 4_187_554,
+    "m3": 6_900_722,
+    "m4": 8_804_228,
+    "m5": 12_473_772,
+}
 
 
 def official_name(name: str) -> str:
     """The authors' name of one of our tensors, by rule: the other way round than the package's name map."""
     name = re.sub(r"stages\.0\.blocks\.", "blocks1.", name)
-    name = re.sub(r"stages\.(\d)\.blocks\.(\d+)\.", lambda m: f"blocks{int(m[1]) + 1}.{int(m[2]) + 3}.", name)
+    name = re.sub(
+        r"stages\.(\d)\.blocks\.(\d+)\.", lambda m: f"blocks{int(m[1]) + 1}.{int(m[2]) + 3}.", name
+    )
     parts = {"dw0": "0.0.m", "ffn0": "0.1.m", "merge": "1", "dw1": "2.0.m", "ffn1": "2.1.m"}
-    name = re.sub(r"stages\.(\d)\.downsample\.(\w+)\.", lambda m: f"blocks{int(m[1]) + 1}.{parts[m[2]]}.", name)
+    name = re.sub(
+        r"stages\.(\d)\.downsample\.(\w+)\.",
+        lambda m: f"blocks{int(m[1]) + 1}.{parts[m[2]]}.",
+        name,
+    )
     name = re.sub(r"(^|\.)(dw[01]|ffn[01]|mixer)\.(?!m\.)", r"\1\2.m.", name)
     name = re.sub(r"(^|\.)proj\.", r"\1proj.1.", name)
-    return re.sub(r"(^|\.)linear\.", r"\1l.", re.sub(r"(^|\.)norm\.", r"\1bn.", re.sub(r"(^|\.)conv\.", r"\1c.", name)))
+    return re.sub(
+        r"(^|\.)linear\.",
+        r"\1l.",
+        re.sub(r"(^|\.)norm\.", r"\1bn.", re.sub(r"(^|\.)conv\.", r"\1c.", name)),
+    )
 
 
 def timm_name(name: str) -> str:
@@ -36,8 +61,14 @@ def timm_name(name: str) -> str:
     name = re.sub(r"^patch_embed\.(\d)", lambda m: f"patch_embed.conv{int(m[1]) // 2 + 1}", name)
     name = re.sub(r"^blocks1\.", "stages.0.blocks.", name)
     for part, theirs in (("0.", "res1."), ("1.", "patchmerge."), ("2.", "res2.")):
-        name = re.sub(rf"^blocks(\d)\.{re.escape(part)}", lambda m, t=theirs: f"stages.{int(m[1]) - 1}.downsample.{t}", name)
-    name = re.sub(r"^blocks(\d)\.(\d+)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks.{int(m[2]) - 3}.", name)
+        name = re.sub(
+            rf"^blocks(\d)\.{re.escape(part)}",
+            lambda m, t=theirs: f"stages.{int(m[1]) - 1}.downsample.{t}",
+            name,
+        )
+    name = re.sub(
+        r"^blocks(\d)\.(\d+)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks.{int(m[2]) - 3}.", name
+    )
     return re.sub(r"(^|\.)l\.", r"\1linear.", re.sub(r"(^|\.)c\.", r"\1conv.", name))
 
 
@@ -46,7 +77,9 @@ def official_spec(model: nn.Module) -> dict[str, list[int]]:
 
 
 def built(kwargs: dict) -> EfficientViT:
-    taken = {k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items() if k != "patch_size"}
+    taken = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items() if k != "patch_size"
+    }
     if isinstance(key_dim := taken.get("key_dim"), tuple):
         taken["key_dim"] = key_dim[0]
     return EfficientViT(**taken)
@@ -67,25 +100,47 @@ def filled(seed: int = 0, **kwargs) -> EfficientViT:
     return model.eval()
 
 
-SMALL = dict(img_size=32, num_classes=5, embed_dim=(16, 24), depth=(1, 1), num_heads=(2, 3), window_size=(7, 7), kernels=(5, 3, 3), key_dim=4)
+SMALL = dict(
+    img_size=32,
+    num_classes=5,
+    embed_dim=(16, 24),
+    depth=(1, 1),
+    num_heads=(2, 3),
+    window_size=(7, 7),
+    kernels=(5, 3, 3),
+    key_dim=4,
+)
 
 
 def test_official(official_case):
     case, k = official_case, official_case.kwargs
     if case.name == "attention_bias_idxs":
-        assert torch.equal(offset_index(int(case.recorded("resolution"))), torch.from_numpy(case.recorded("idxs")))
+        assert torch.equal(
+            offset_index(int(case.recorded("resolution"))), torch.from_numpy(case.recorded("idxs"))
+        )
         return
     if case.name == "head_similarity":
         case.check(attention.head_similarity(torch.from_numpy(case.recorded("attention"))))
         return
     if case.name.startswith("cga"):
-        model = CascadedGroupAttention(k["dim"], k["key_dim"], k["num_heads"], k["resolution"], tuple(k["kernels"]))
+        model = CascadedGroupAttention(
+            k["dim"], k["key_dim"], k["num_heads"], k["resolution"], tuple(k["kernels"])
+        )
     elif case.name.startswith("window"):
-        model = WindowAttention(k["dim"], k["key_dim"], k["num_heads"], k["resolution"], k["window_resolution"], tuple(k["kernels"]))
+        model = WindowAttention(
+            k["dim"],
+            k["key_dim"],
+            k["num_heads"],
+            k["resolution"],
+            k["window_resolution"],
+            tuple(k["kernels"]),
+        )
     elif case.name.startswith("patch_merging"):
         model = PatchMerging(k["dim"], k["out_dim"])
     elif case.name.startswith("block"):
-        model = Block(k["ed"], k["kd"], k["nh"], k["resolution"], k["window_resolution"], tuple(k["kernels"]))
+        model = Block(
+            k["ed"], k["kd"], k["nh"], k["resolution"], k["window_resolution"], tuple(k["kernels"])
+        )
     else:
         model = built(k)
     case.fill(model.eval(), RULES, spec=case.data.get("state") or official_spec(model))
@@ -103,7 +158,10 @@ def test_official(official_case):
             outputs["output.patch_embed"] = x
             for i, stage in enumerate(model.stages, 1):
                 outputs[f"output.blocks{i}"] = x = stage(x)
-            case.check(outputs | {"output.pooled": x.mean((2, 3)), "output.logits": model(images)}, rtol=1e-5)
+            case.check(
+                outputs | {"output.pooled": x.mean((2, 3)), "output.logits": model(images)},
+                rtol=1e-5,
+            )
         else:
             case.check(model(images), rtol=1e-5)
     if case.data.get("macs"):
@@ -113,34 +171,60 @@ def test_official(official_case):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_parameters_of_the_six_models(variant):
     with torch.device("meta"):
-        assert measure.parameters(create(variant)) == PARAMETERS[variant]
+        assert (
+            measure.parameters(refimpl.create_model(f"efficientvit_{variant}"))
+            == PARAMETERS[variant]
+        )
 
 
-@pytest.mark.parametrize(("variant", "published"), list(zip(VARIANTS, (79, 167, 201, 263, 299, 522), strict=True)))
+@pytest.mark.parametrize(
+    ("variant", "published"), list(zip(VARIANTS, (79, 167, 201, 263, 299, 522), strict=True))
+)
 def test_published_flops_are_multiply_adds_without_softmax(variant, published):
     """The README's "FLOPs" are millions of multiply-adds of convolutions and matrix products: half of what both operations would count."""
-    assert round(measure.macs(create(variant), torch.zeros(1, 3, 224, 224)) / 1e6) == published
+    assert (
+        round(
+            measure.macs(
+                refimpl.create_model(f"efficientvit_{variant}"), torch.zeros(1, 3, 224, 224)
+            )
+            / 1e6
+        )
+        == published
+    )
 
 
-@pytest.mark.parametrize("names", [official_name, lambda name: timm_name(official_name(name))], ids=["official", "timm"])
+@pytest.mark.parametrize(
+    "names", [official_name, lambda name: timm_name(official_name(name))], ids=["official", "timm"]
+)
 @pytest.mark.parametrize("variant", ["m0", "m3"])
 def test_checkpoints_under_foreign_names_load(names, variant):
     """As the authors save them: under `model`, with the index buffer, and linear weights without their axes of length one."""
-    source, target = create(variant), create(variant)
+    source, target = (
+        refimpl.create_model(f"efficientvit_{variant}"),
+        refimpl.create_model(f"efficientvit_{variant}"),
+    )
     with torch.no_grad():
         for tensor in source.state_dict().values():
             tensor.random_(1, 100)
-    state = {names(name): tensor.squeeze() if tensor.dim() == 4 else tensor for name, tensor in source.state_dict().items()}
+    state = {
+        names(name): tensor.squeeze() if tensor.dim() == 4 else tensor
+        for name, tensor in source.state_dict().items()
+    }
     state["blocks1.0.mixer.m.attn.attention_bias_idxs"] = offset_index(7)
     weights.load_official(target, {"model": state})
-    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_equals_timm_bit_for_bit_where_it_is_installed(variant):
     timm = pytest.importorskip("timm", reason="timm is a peer, not a dependency")
     theirs = timm.create_model(f"efficientvit_{variant}").eval()
-    ours = weights.load_official(create(variant).eval(), theirs.state_dict())
+    ours = weights.load_official(
+        refimpl.create_model(f"efficientvit_{variant}").eval(), theirs.state_dict()
+    )
     images = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
         assert torch.dist(ours(images), theirs(images)) <= 1e-6 * theirs(images).norm()
@@ -170,7 +254,9 @@ def attention_alone(heads: int = 3, dim: int = 12, side: int = 5, kernels=(5, 3,
 
 def test_kernels_go_by_head():
     model, _ = attention_alone()
-    assert [dw.conv.kernel_size[0] for dw in model.dws] == [5, 3, 3], "three heads use the first three entries"
+    assert [dw.conv.kernel_size[0] for dw in model.dws] == [5, 3, 3], (
+        "three heads use the first three entries"
+    )
 
 
 def test_cascade_runs_forwards_only():
@@ -211,7 +297,11 @@ def test_depthwise_convolution_is_on_queries_alone():
 def test_bias_is_shared_by_reflections():
     index = offset_index(4)
     flip = torch.arange(16).reshape(4, 4).flip(1).flatten()
-    assert torch.equal(index, index.T) and torch.equal(index[flip][:, flip], index) and index.unique().numel() == 16
+    assert (
+        torch.equal(index, index.T)
+        and torch.equal(index[flip][:, flip], index)
+        and index.unique().numel() == 16
+    )
 
 
 def test_padding_is_attended_to():
@@ -227,7 +317,7 @@ def test_padding_is_attended_to():
 
 @pytest.mark.parametrize("variant", ["m0", "m5"])
 def test_recorded_maps_are_layers_by_heads(variant):
-    model, kwargs = create(variant).eval(), VARIANTS[variant]
+    model, kwargs = refimpl.create_model(f"efficientvit_{variant}").eval(), VARIANTS[variant]
     images = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
         plain = model(images)
@@ -236,11 +326,21 @@ def test_recorded_maps_are_layers_by_heads(variant):
         fused = model.fuse()
         with attention.record(fused) as again:
             fused(images)
-    assert [m.heads for m in maps] == [heads for heads, depth in zip(kwargs["num_heads"], kwargs["depth"], strict=True) for _ in range(depth)]
-    assert [m.grid for m in maps] == [(side, side) for side, depth in zip((14, 7, 4), kwargs["depth"], strict=True) for _ in range(depth)]
+    assert [m.heads for m in maps] == [
+        heads
+        for heads, depth in zip(kwargs["num_heads"], kwargs["depth"], strict=True)
+        for _ in range(depth)
+    ]
+    assert [m.grid for m in maps] == [
+        (side, side)
+        for side, depth in zip((14, 7, 4), kwargs["depth"], strict=True)
+        for _ in range(depth)
+    ]
     for a, b in zip(maps, again, strict=True):
         whole = a.to_image()
-        assert whole.shape == (2, a.heads, a.grid[0] ** 2, a.grid[0] ** 2) and torch.allclose(whole.sum(-1), torch.ones(()), atol=1e-6)
+        assert whole.shape == (2, a.heads, a.grid[0] ** 2, a.grid[0] ** 2) and torch.allclose(
+            whole.sum(-1), torch.ones(()), atol=1e-6
+        )
         assert torch.allclose(a.weights, b.weights, atol=1e-5)
 
 
@@ -252,7 +352,10 @@ def test_fused_form_is_equal_and_leaves_the_model_alone(options):
     fused = model.fuse()
     with torch.inference_mode():
         wanted, got, twice = model(images), fused(images), fused.fuse()(images)
-    assert torch.dist(wanted, got) <= 1e-5 * wanted.norm() and torch.dist(got, twice) <= 1e-5 * got.norm()
+    assert (
+        torch.dist(wanted, got) <= 1e-5 * wanted.norm()
+        and torch.dist(got, twice) <= 1e-5 * got.norm()
+    )
     assert not any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in fused.modules())
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
@@ -267,14 +370,18 @@ def test_every_parameter_gets_a_gradient_and_two_heads_in_training():
     logits, distilled = model(torch.randn(2, 3, 64, 64))
     assert logits.shape == distilled.shape == (2, 5)
     (logits.square().sum() + distilled.square().sum()).backward()
-    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
 
 
 def test_forward_is_head_of_features():
     model, images = filled(0, **SMALL), torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         features = model.forward_features(images)
-        assert features.shape == (2, 24, 1, 1) and torch.equal(model.forward_head(features), model(images))
+        assert features.shape == (2, 24, 1, 1) and torch.equal(
+            model.forward_head(features), model(images)
+        )
 
 
 def test_drop_path_is_per_sample_and_only_in_training():
@@ -291,9 +398,16 @@ def test_drop_path_is_per_sample_and_only_in_training():
 
 def test_starts_as_the_paper_says():
     """γ = 0 at the end of every residual branch of a block, 1 in the downsampling's depthwise convolutions, bias tables at zero."""
-    model = create("m0")
+    model = refimpl.create_model("efficientvit_m0")
     block, down = model.stages[1].blocks[0], model.stages[1].downsample
-    for norm in (block.dw0.norm, block.dw1.norm, block.ffn0.pw2.norm, block.ffn1.pw2.norm, block.mixer.attn.proj.norm, down.ffn0.pw2.norm):
+    for norm in (
+        block.dw0.norm,
+        block.dw1.norm,
+        block.ffn0.pw2.norm,
+        block.ffn1.pw2.norm,
+        block.mixer.attn.proj.norm,
+        down.ffn0.pw2.norm,
+    ):
         assert not norm.weight.any()
     assert (down.dw0.norm.weight == 1).all() and (down.dw1.norm.weight == 1).all()
     assert not block.mixer.attn.attention_biases.any()
@@ -324,10 +438,14 @@ def test_bad_arguments_are_named(change, words):
 
 def test_bad_calls_are_named():
     model = EfficientViT(**SMALL).eval()
-    for images, words in [(torch.randn(1, 3, 48, 48), "48×48"), (torch.randn(1, 1, 32, 32), "1 channels"), (torch.randn(3, 32, 32), "3 dimensions")]:
+    for images, words in [
+        (torch.randn(1, 3, 48, 48), "48×48"),
+        (torch.randn(1, 1, 32, 32), "1 channels"),
+        (torch.randn(3, 32, 32), "3 dimensions"),
+    ]:
         with pytest.raises(ValueError, match=words):
             model(images)
     with pytest.raises(ValueError, match="side=5"):
         WindowAttention(8, 4, 2, 5, 7, (3, 3))(torch.randn(1, 8, 4, 4))
-    with pytest.raises(ValueError, match="'m6' is not one of 'm0'"):
-        efficientvit.create("m6")
+    with pytest.raises(ValueError, match="efficientvit_m"):
+        refimpl.create_model("efficientvit_m6")

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from refimpl import weights
+import refimpl
+from refimpl import golden, weights
 from refimpl.kernels.selective_scan import selective_scan
-from refimpl.lab import golden, measure
-from refimpl.papers import efficientvmamba
+from refimpl.lab import measure
 from refimpl.papers.efficientvmamba import (
     ES2D,
     VARIANTS,
@@ -25,7 +25,6 @@ from refimpl.papers.efficientvmamba import (
     PatchMerging,
     atrous_merge,
     atrous_scan,
-    create,
 )
 
 STEM = "efficientvmamba"
@@ -38,31 +37,72 @@ def official_name(name: str) -> str:
     """The authors' name of one of our tensors, by rule: the other way round than the package's name map."""
     stage = re.match(r"stages\.(\d)\.", name)
     if stage and int(stage[1]) >= 2:
-        name = re.sub(r"^stages\.(\d)\.blocks\.(\d+)\.", lambda m: f"layers.{m[1]}.{int(m[2]) + 1}.", name)
-        name = re.sub(r"^stages\.(\d)\.downsample\.", r"layers.\1.99.", name)  # the position there depends on the depth, the name map does not
+        name = re.sub(
+            r"^stages\.(\d)\.blocks\.(\d+)\.", lambda m: f"layers.{m[1]}.{int(m[2]) + 1}.", name
+        )
+        name = re.sub(
+            r"^stages\.(\d)\.downsample\.", r"layers.\1.99.", name
+        )  # the position there depends on the depth, the name map does not
     name = re.sub(r"^stages\.", "layers.", name)
-    name = re.sub(r"^patch_norm\.", "patch_embed.2.", re.sub(r"^patch_embed\.", "patch_embed.0.", name))
+    name = re.sub(
+        r"^patch_norm\.", "patch_embed.2.", re.sub(r"^patch_embed\.", "patch_embed.0.", name)
+    )
     name = re.sub(r"^(norm|head)\.", r"classifier.\1.", name)
     name = re.sub(r"\.gate\.", ".se.", name)
-    name = re.sub(r"(blocks\.\d+\.|^)se\.fc1\.", r"\1se.global_reduce.", re.sub(r"(blocks\.\d+\.|^)se\.fc2\.", r"\1se.channel_select.", name))
-    name = re.sub(r"^(layers\.[2-9]\.\d+\.)se\.fc1\.", r"\1se.conv_reduce.", re.sub(r"^(layers\.[2-9]\.\d+\.)se\.fc2\.", r"\1se.conv_expand.", name))
+    name = re.sub(
+        r"(blocks\.\d+\.|^)se\.fc1\.",
+        r"\1se.global_reduce.",
+        re.sub(r"(blocks\.\d+\.|^)se\.fc2\.", r"\1se.channel_select.", name),
+    )
+    name = re.sub(
+        r"^(layers\.[2-9]\.\d+\.)se\.fc1\.",
+        r"\1se.conv_reduce.",
+        re.sub(r"^(layers\.[2-9]\.\d+\.)se\.fc2\.", r"\1se.conv_expand.", name),
+    )
     name = re.sub(r"(blocks\.\d+\.)conv\.", r"\1conv_branch.", name)
-    name = re.sub(r"\.(pw1|pw2|dw)\.(conv|norm)\.", lambda m: f".conv_{m[1].replace('1', '')}.{int(m[2] == 'norm')}.", name)
-    for ours, theirs in {"x_proj": "x_proj_weight", "dt_proj": "dt_projs_weight", "dt_bias": "dt_projs_bias", "A_log": "A_logs", "D": "Ds"}.items():
+    name = re.sub(
+        r"\.(pw1|pw2|dw)\.(conv|norm)\.",
+        lambda m: f".conv_{m[1].replace('1', '')}.{int(m[2] == 'norm')}.",
+        name,
+    )
+    for ours, theirs in {
+        "x_proj": "x_proj_weight",
+        "dt_proj": "dt_projs_weight",
+        "dt_bias": "dt_projs_bias",
+        "A_log": "A_logs",
+        "D": "Ds",
+    }.items():
         name = re.sub(rf"scan\.{ours}$", f"scan.{theirs}", name)
-    return name.replace("scan.conv.", "op.conv2d.").replace("scan.norm.", "op.out_norm.").replace("scan.", "op.")
+    return (
+        name.replace("scan.conv.", "op.conv2d.")
+        .replace("scan.norm.", "op.out_norm.")
+        .replace("scan.", "op.")
+    )
 
 
 def official_part(model: nn.Module) -> dict[str, list[int]]:
     """Official names and shapes of a part of the model that another case does not record."""
-    place = {ES2D: "stages.0.blocks.0.scan.", EVSSBlock: "stages.0.blocks.0.", BiAttn: "stages.0.blocks.0.gate.", PatchMerging: "stages.0.downsample."}
+    place = {
+        ES2D: "stages.0.blocks.0.scan.",
+        EVSSBlock: "stages.0.blocks.0.",
+        BiAttn: "stages.0.blocks.0.gate.",
+        PatchMerging: "stages.0.downsample.",
+    }
     place |= {InvertedResidual: "stages.2.blocks.0.", EfficientVMamba: ""}
     prefix = place[type(model)]
-    return {official_name(prefix + name).removeprefix(official_name(prefix)): list(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {
+        official_name(prefix + name).removeprefix(official_name(prefix)): list(tensor.shape)
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def built(kwargs: dict) -> EfficientVMamba:
-    return EfficientVMamba(embed_dim=kwargs["dims"], depths=tuple(kwargs["depths"]), state_dim=kwargs["d_state"], expand=kwargs["ssm_ratio"])
+    return EfficientVMamba(
+        embed_dim=kwargs["dims"],
+        depths=tuple(kwargs["depths"]),
+        state_dim=kwargs["d_state"],
+        expand=kwargs["ssm_ratio"],
+    )
 
 
 def filled(seed: int = 0, **kwargs) -> EfficientVMamba:
@@ -83,14 +123,29 @@ def check_function(case):
         step = case.arguments["step_size"]
         scanned = atrous_scan(pixels, step)
         merged = atrous_merge(given["ys"], size, step).flatten(2)
-        case.check({"scan": scanned, "merged": merged, "merge_of_scan": atrous_merge(scanned, size, step).flatten(2)}, rtol=0)
+        case.check(
+            {
+                "scan": scanned,
+                "merged": merged,
+                "merge_of_scan": atrous_merge(scanned, size, step).flatten(2),
+            },
+            rtol=0,
+        )
         return
     cotangent = given.pop("cotangent")
     for backend in ("torch", "triton"):
         leaves = {name: t.clone().requires_grad_() for name, t in given.items()}
-        y, last = selective_scan(**leaves, delta_softplus=case.arguments["delta_softplus"], return_last_state=True, backend=backend)
+        y, last = selective_scan(
+            **leaves,
+            delta_softplus=case.arguments["delta_softplus"],
+            return_last_state=True,
+            backend=backend,
+        )
         (y * cotangent).sum().backward()
-        case.check({"y": y, "last_state": last} | {f"grad_{name}": t.grad for name, t in leaves.items()}, rtol=1e-5)
+        case.check(
+            {"y": y, "last_state": last} | {f"grad_{name}": t.grad for name, t in leaves.items()},
+            rtol=1e-5,
+        )
 
 
 def test_official(official_case):
@@ -136,7 +191,9 @@ def read_outs(model, images) -> int:
 
     def count(module, args, result):
         b, h, w, _ = args[0].shape
-        dt = module.rank == 1  # the official einsum then multiplies without summing, which is not counted
+        dt = (
+            module.rank == 1
+        )  # the official einsum then multiplies without summing, which is not counted
         counted.append(b * 4 * -(-h // 2) * -(-w // 2) * module.inner * (module.state_dim + dt))
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, ES2D)]
@@ -156,20 +213,36 @@ def test_names_by_rule_are_the_recorded_ones():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_parameters(variant):
     with torch.device("meta"):
-        assert measure.parameters(create(variant)) == PARAMETERS[variant]
+        assert (
+            measure.parameters(refimpl.create_model(f"efficientvmamba_{variant}"))
+            == PARAMETERS[variant]
+        )
 
 
 def test_small_is_the_released_model_and_not_the_configuration_file():
     """`vssm_efficient_small.yaml` says width 96, which is another model; the released log and weights have width 64."""
     with torch.device("meta"):
-        assert round(measure.parameters(create("small", embed_dim=96)) / 1e6, 2) == 24.76
-        assert round(measure.parameters(create("small")) / 1e6, 2) == 11.27
+        assert (
+            round(
+                measure.parameters(refimpl.create_model("efficientvmamba_small", embed_dim=96))
+                / 1e6,
+                2,
+            )
+            == 24.76
+        )
+        assert (
+            round(measure.parameters(refimpl.create_model("efficientvmamba_small")) / 1e6, 2)
+            == 11.27
+        )
 
 
 @pytest.mark.parametrize(("variant", "published"), [("tiny", 0.8), ("small", 1.3), ("base", 4.0)])
 def test_published_flops_add_multiply_adds_and_scan_operations(variant, published):
     """The README's figure: multiply-adds, and for the scans nine operations a token, channel and state and one for the skip."""
-    model, image = create(variant).eval(), torch.randn(1, 3, 224, 224)
+    model, image = (
+        refimpl.create_model(f"efficientvmamba_{variant}").eval(),
+        torch.randn(1, 3, 224, 224),
+    )
     reads = read_outs(model, image)  # token · channel · state
     total = measure.macs(model, image) - reads + 9 * reads + reads / 16
     assert abs(total / 1e9 - published) < 0.051
@@ -178,19 +251,31 @@ def test_published_flops_add_multiply_adds_and_scan_operations(variant, publishe
 @pytest.mark.parametrize("variant", ["tiny", "base"])
 @pytest.mark.parametrize("older", [False, True])
 def test_checkpoints_under_official_names_load(variant, older):
-    source, target = create(variant), create(variant)
+    source, target = (
+        refimpl.create_model(f"efficientvmamba_{variant}"),
+        refimpl.create_model(f"efficientvmamba_{variant}"),
+    )
     with torch.no_grad():
         for tensor in source.state_dict().values():
             tensor.random_(1, 100)
     state = dict(zip(official_part(source), source.state_dict().values(), strict=True))
     assert len(state) == len(source.state_dict())
     if older:
-        changes = [(r"^patch_embed\.0", "patch_embed.proj"), (r"^patch_embed\.2", "patch_embed.norm"), (r"^classifier\.", "")]
+        changes = [
+            (r"^patch_embed\.0", "patch_embed.proj"),
+            (r"^patch_embed\.2", "patch_embed.norm"),
+            (r"^classifier\.", ""),
+        ]
         changes += [(r"(blocks\.\d+)\.norm", r"\1.ln_1"), (r"\.op\.", ".self_attention.")]
         for pattern, old in changes:
             state = {re.sub(pattern, old, name): t for name, t in state.items()}
-    weights.load_official(target, {"state_dict": {f"module.{name}": t for name, t in state.items()}})
-    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True))
+    weights.load_official(
+        target, {"state_dict": {f"module.{name}": t for name, t in state.items()}}
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    )
 
 
 @settings(deadline=None, max_examples=20, derandomize=True)
@@ -198,8 +283,12 @@ def test_checkpoints_under_official_names_load(variant, older):
 def test_merge_undoes_scan_on_any_map(height, width):
     x = torch.randn(2, 3, height, width)
     s = atrous_scan(x)
-    assert s.shape == (2, 4, 3, -(-height // 2) * -(-width // 2)) and torch.equal(atrous_merge(s, (height, width)), x)
-    assert s.numel() == 6 * (height + height % 2) * (width + width % 2), "every pixel once, and the padding"
+    assert s.shape == (2, 4, 3, -(-height // 2) * -(-width // 2)) and torch.equal(
+        atrous_merge(s, (height, width)), x
+    )
+    assert s.numel() == 6 * (height + height % 2) * (width + width % 2), (
+        "every pixel once, and the padding"
+    )
 
 
 def test_order_of_the_four_scans():
@@ -253,7 +342,10 @@ def test_fused_form_is_equal_and_leaves_the_model_alone(options):
     fused = model.fuse()
     with torch.inference_mode():
         wanted, got, twice = model(images), fused(images), fused.fuse()(images)
-    assert torch.dist(wanted, got) <= 1e-5 * wanted.norm() and torch.dist(got, twice) <= 1e-5 * got.norm()
+    assert (
+        torch.dist(wanted, got) <= 1e-5 * wanted.norm()
+        and torch.dist(got, twice) <= 1e-5 * got.norm()
+    )
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
@@ -269,7 +361,9 @@ def test_any_map_whose_sides_are_multiples_of_four():
 def test_every_parameter_gets_a_gradient():
     model = filled().train()
     model(torch.randn(2, 3, 32, 32)).square().sum().backward()
-    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
 
 
 def test_drop_path_grows_and_acts_in_training_only():
@@ -282,9 +376,14 @@ def test_drop_path_grows_and_acts_in_training_only():
 
 def test_starts_as_the_paper_says():
     scan = ES2D(32)
-    assert torch.allclose(scan.A_log.exp(), torch.arange(1, 17.0).expand(256, -1)) and (scan.D == 1).all()
+    assert (
+        torch.allclose(scan.A_log.exp(), torch.arange(1, 17.0).expand(256, -1))
+        and (scan.D == 1).all()
+    )
     dt = torch.nn.functional.softplus(scan.dt_bias)
-    assert 0.9e-3 < dt.min() < 3e-3 and 0.05 < dt.max() < 0.11 and scan.dt_proj.abs().max() <= 2**-0.5
+    assert (
+        0.9e-3 < dt.min() < 3e-3 and 0.05 < dt.max() < 0.11 and scan.dt_proj.abs().max() <= 2**-0.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -307,13 +406,20 @@ def test_bad_arguments_are_named(change, words):
 
 def test_bad_calls_are_named():
     model = filled()
-    for images, words in [(torch.randn(1, 3, 30, 32), "multiples of 4"), (torch.randn(1, 1, 32, 32), "1 channels"), (torch.randn(3, 32, 32), "3 dimensions")]:
+    for images, words in [
+        (torch.randn(1, 3, 30, 32), "multiples of 4"),
+        (torch.randn(1, 1, 32, 32), "1 channels"),
+        (torch.randn(3, 32, 32), "3 dimensions"),
+    ]:
         with pytest.raises(ValueError, match=words):
             model(images)
-    for call in (lambda: atrous_scan(torch.randn(1, 1, 6, 6), step=3), lambda: atrous_merge(torch.randn(1, 4, 1, 9), (6, 6), step=3)):
+    for call in (
+        lambda: atrous_scan(torch.randn(1, 1, 6, 6), step=3),
+        lambda: atrous_merge(torch.randn(1, 4, 1, 9), (6, 6), step=3),
+    ):
         with pytest.raises(ValueError, match="step=3"):
             call()
     with pytest.raises(ValueError, match="y must be"):
         atrous_merge(torch.randn(1, 4, 1, 9), (4, 6))
-    with pytest.raises(ValueError, match="'huge' is not one of 'tiny'"):
-        efficientvmamba.create("huge")
+    with pytest.raises(ValueError, match="unknown model 'efficientvmamba_huge'"):
+        refimpl.create_model("efficientvmamba_huge")

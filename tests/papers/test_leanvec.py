@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refimpl.bases.lvq import KINDS, Floats, Lvq, store
-from refimpl.bases.vamana import Vamana, prune
-from refimpl.kernels.lvq_distance import unpack
-from refimpl.lab import data, results
+from refimpl.bases.retrieval.lvq import KINDS, Floats, Lvq, store
+from refimpl.bases.retrieval.vamana import Vamana, prune
+from refimpl.chapter import results
+from refimpl.kernels.lvq_inner_product import unpack
+from refimpl.lab import data
 from refimpl.papers import leanvec
 from refimpl.papers.leanvec import LeanVecIndex
 
@@ -34,7 +35,10 @@ def test_official(official_case):
         Q = case.recorded("Q")
         K_Q, K_X = leanvec.gram(Q), leanvec.gram(X)
         if "beta" in case.data["inputs"]:
-            axes = [leanvec.mixture_axes(b, K_Q, len(Q), K_X, len(X), case.arguments["n_components"]) for b in case.recorded("beta")]
+            axes = [
+                leanvec.mixture_axes(b, K_Q, len(Q), K_X, len(X), case.arguments["n_components"])
+                for b in case.recorded("beta")
+            ]
             losses = [leanvec.loss(P, P, K_Q, K_X) for P in axes]
             case.check(np.array(losses), rtol=1e-6)
             P = leanvec.eigenvector_search(X, Q, case.arguments["n_components"]).data
@@ -42,13 +46,23 @@ def test_official(official_case):
         elif "A" in case.data["inputs"]:
             A, B = case.recorded("A"), case.recorded("B")
             for_A, for_B = leanvec.gradients(A, B, K_Q, K_X)
-            outputs = {"loss": np.array(leanvec.loss(A, B, K_Q, K_X)), "grad_A": for_A, "grad_B": for_B}
-            case.check(outputs | {"fw_target_A": leanvec.polar(-for_A), "fw_target_B": leanvec.polar(-for_B)}, rtol=1e-6)
+            outputs = {
+                "loss": np.array(leanvec.loss(A, B, K_Q, K_X)),
+                "grad_A": for_A,
+                "grad_B": for_B,
+            }
+            case.check(
+                outputs
+                | {"fw_target_A": leanvec.polar(-for_A), "fw_target_B": leanvec.polar(-for_B)},
+                rtol=1e-6,
+            )
         else:
             outputs, losses = {}, []
             for steps in case.arguments["steps"]:
                 history = []
-                found = leanvec.frank_wolfe(X, Q, case.arguments["n_components"], steps, case.arguments["rel_tol"], history)
+                found = leanvec.frank_wolfe(
+                    X, Q, case.arguments["n_components"], steps, case.arguments["rel_tol"], history
+                )
                 outputs |= {f"B_{steps}": found.data, f"A_{steps}": found.query}
                 losses.append(history[-1])
             case.check(outputs | {"loss_after": np.array(losses)}, rtol=1e-5)
@@ -56,8 +70,18 @@ def test_official(official_case):
 
 def check_codes(case, X):
     a = case.arguments
-    coded = Lvq.encode(torch.from_numpy(X), a["primary_bits"], a.get("residual_bits", 0), constants=getattr(torch, a["constants"]))
-    outputs = {"mean": coded.mean, "scale": coded.scale.float(), "bias": coded.bias.float(), "decoded": coded.vectors()}
+    coded = Lvq.encode(
+        torch.from_numpy(X),
+        a["primary_bits"],
+        a.get("residual_bits", 0),
+        constants=getattr(torch, a["constants"]),
+    )
+    outputs = {
+        "mean": coded.mean,
+        "scale": coded.scale.float(),
+        "bias": coded.bias.float(),
+        "decoded": coded.vectors(),
+    }
     outputs["codes"] = unpack(coded.codes, X.shape[1], coded.bits)
     if coded.residual_bits:
         outputs["residual_codes"] = unpack(coded.residual, X.shape[1], coded.residual_bits)
@@ -67,7 +91,9 @@ def check_codes(case, X):
 
 
 def recall(found, truth):
-    return np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), truth.tolist(), strict=True)])
+    return np.mean(
+        [len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), truth.tolist(), strict=True)]
+    )
 
 
 def exact(X, Q, k=10, metric="ip"):
@@ -82,11 +108,15 @@ def check_recall(case):
     rows = [r for r in case.data["flat_projected_search"] if r["d"] >= 16]
     found, wanted = {}, {}
     for row in rows:
-        held = data.patch_retrieval("sketch" if row["queries"].startswith("sketch") else "copy", row["seed"])
+        held = data.patch_retrieval(
+            "sketch" if row["queries"].startswith("sketch") else "copy", row["seed"]
+        )
         truth = exact(held.vectors, held.test_queries)
         for short, method in methods.items():
             p = leanvec.METHODS[method](held.vectors, held.train_queries, row["d"])
-            order = np.argsort(-(held.test_queries @ p.query) @ ((held.vectors - p.centre) @ p.data).T, 1)
+            order = np.argsort(
+                -(held.test_queries @ p.query) @ ((held.vectors - p.centre) @ p.data).T, 1
+            )
             key = (row["queries"], row["d"], short)
             found.setdefault(key, []).append([recall_at(order[:, :c], truth) for c in (10, 20, 50)])
             wanted.setdefault(key, []).append(row["recall10_at_10_20_50"][short])
@@ -103,9 +133,18 @@ def recall_at(found, truth):
 def vectors():
     """Clusters in 24 dimensions with a mean, and queries that stress other directions."""
     g = np.random.default_rng(0)
-    centres, stretch = g.standard_normal((12, 24)) * np.linspace(2, 0.2, 24), np.linspace(0.2, 2, 24)
-    draw = lambda n: (centres[g.integers(12, size=n)] + 0.4 * g.standard_normal((n, 24)) + 0.3).astype(np.float32)  # noqa: E731
-    return draw(700), (draw(80) * stretch).astype(np.float32), (draw(40) * stretch).astype(np.float32)
+    centres, stretch = (
+        g.standard_normal((12, 24)) * np.linspace(2, 0.2, 24),
+        np.linspace(0.2, 2, 24),
+    )
+    draw = lambda n: (
+        centres[g.integers(12, size=n)] + 0.4 * g.standard_normal((n, 24)) + 0.3
+    ).astype(np.float32)  # noqa: E731
+    return (
+        draw(700),
+        (draw(80) * stretch).astype(np.float32),
+        (draw(40) * stretch).astype(np.float32),
+    )
 
 
 # ---------------------------------------------------------------- projections
@@ -115,9 +154,13 @@ def test_loss_is_what_it_says_and_gradients_are_its():
     g = np.random.default_rng(1)
     X, Q, A, B = (g.standard_normal(shape) for shape in ((30, 7), (11, 7), (7, 3), (7, 3)))
     K_Q, K_X = leanvec.gram(Q), leanvec.gram(X)
-    assert leanvec.loss(A, B, K_Q, K_X) == pytest.approx(np.linalg.norm(Q @ A @ B.T @ X.T - Q @ X.T) ** 2)
+    assert leanvec.loss(A, B, K_Q, K_X) == pytest.approx(
+        np.linalg.norm(Q @ A @ B.T @ X.T - Q @ X.T) ** 2
+    )
     a, b = (torch.from_numpy(m).requires_grad_() for m in (A, B))
-    (torch.from_numpy(Q) @ a @ b.T @ torch.from_numpy(X).T - torch.from_numpy(Q @ X.T)).square().sum().backward()
+    (
+        torch.from_numpy(Q) @ a @ b.T @ torch.from_numpy(X).T - torch.from_numpy(Q @ X.T)
+    ).square().sum().backward()
     for ours, theirs in zip(leanvec.gradients(A, B, K_Q, K_X), (a.grad, b.grad), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
 
@@ -127,7 +170,9 @@ def test_frank_wolfe_returns_data_first_and_is_not_orthonormal(vectors):
     X, Q, _ = vectors
     data_matrix, query_matrix, _ = leanvec.frank_wolfe(X, Q, 6)
     K_Q, K_X = leanvec.gram(Q), leanvec.gram(X)
-    assert leanvec.loss(query_matrix, data_matrix, K_Q, K_X) < leanvec.loss(data_matrix, query_matrix, K_Q, K_X)
+    assert leanvec.loss(query_matrix, data_matrix, K_Q, K_X) < leanvec.loss(
+        data_matrix, query_matrix, K_Q, K_X
+    )
     off = np.abs(query_matrix.T @ query_matrix - np.eye(6)).max()
     assert 1e-4 < off < 0.3
     assert np.linalg.norm(query_matrix, 2) <= 1 + 1e-9
@@ -155,7 +200,10 @@ def test_pca_centres_and_the_others_do_not(vectors):
 def test_query_aware_projections_lower_the_loss(vectors):
     X, Q, _ = vectors
     K_Q, K_X = leanvec.gram(Q), leanvec.gram(X)
-    of = {name: leanvec.loss(p.query, p.data, K_Q, K_X) for name, p in ((n, f(X, Q, 6)) for n, f in leanvec.METHODS.items())}
+    of = {
+        name: leanvec.loss(p.query, p.data, K_Q, K_X)
+        for name, p in ((n, f(X, Q, 6)) for n, f in leanvec.METHODS.items())
+    }
     assert of["eigenvector_search"] < of["pca"] and of["frank_wolfe"] < of["pca"]
 
 
@@ -164,7 +212,10 @@ def test_ends_of_the_eigenvector_search(vectors):
     X, Q, _ = vectors
     K_Q, K_X = leanvec.gram(Q), leanvec.gram(X)
     for beta, K in ((0.0, K_Q), (1.0, K_X)):
-        P, wanted = leanvec.mixture_axes(beta, K_Q, len(Q), K_X, len(X), 6), leanvec.top_eigenvectors(K, 6)
+        P, wanted = (
+            leanvec.mixture_axes(beta, K_Q, len(Q), K_X, len(X), 6),
+            leanvec.top_eigenvectors(K, 6),
+        )
         np.testing.assert_allclose(P @ P.T, wanted @ wanted.T, atol=1e-8)
 
 
@@ -180,7 +231,12 @@ def test_codes_err_by_half_a_step(n, d, bits, residual_bits):
     assert ((coded.vectors() - x).abs() <= step / 2 + 1e-5).all()
     ids = torch.randint(0, n, (3, 5), generator=torch.Generator().manual_seed(1))
     queries = torch.randn(3, d)
-    torch.testing.assert_close(coded.inner(queries, ids), (coded.vectors(ids) @ queries[:, :, None])[..., 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        coded.inner(queries, ids),
+        (coded.vectors(ids) @ queries[:, :, None])[..., 0],
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_float16_constants_move_a_few_codes():
@@ -215,7 +271,7 @@ def test_impossible_numbers_of_bits(bits, residual):
 
 
 def test_pruning_keeps_what_no_kept_one_shadows():
-    from refimpl.bases.lvq import Points
+    from refimpl.bases.retrieval.lvq import Points
 
     g = torch.Generator().manual_seed(0)
     points = Points(Floats(torch.randn(30, 4, generator=g)), "l2")
@@ -228,7 +284,11 @@ def test_pruning_keeps_what_no_kept_one_shadows():
     expected = []
     for alpha in (1.0, 1.2):
         for c in ids[0].tolist():
-            if c not in expected and len(expected) < 8 and all(alpha * d[k, c] >= d[0, c] for k in expected):
+            if (
+                c not in expected
+                and len(expected) < 8
+                and all(alpha * d[k, c] >= d[0, c] for k in expected)
+            ):
                 expected.append(c)
     assert sorted(kept) == sorted(expected)
 
@@ -276,7 +336,11 @@ def test_index_finds_what_exact_search_finds(vectors, method, metric):
     assert recall(scanned, truth) > 0.9
     # the graph of centred vectors under inner products is the one that navigates badly; the chapter shows it
     assert recall(walked, scanned) > (0.6 if metric == "ip" else 0.9)
-    asked = (Q[:, None] * X[scanned]).sum(2) if metric == "ip" else ((Q[:, None] - X[scanned]) ** 2).sum(2)
+    asked = (
+        (Q[:, None] * X[scanned]).sum(2)
+        if metric == "ip"
+        else ((Q[:, None] - X[scanned]) ** 2).sum(2)
+    )
     np.testing.assert_allclose(scores, asked, rtol=0.03, atol=0.2)
     assert (np.diff(scores) <= 0).all() if metric == "ip" else (np.diff(scores) >= 0).all()
 
@@ -285,8 +349,18 @@ def test_index_finds_what_exact_search_finds(vectors, method, metric):
 def test_every_storage_searches_and_says_its_size(vectors, kind):
     X, _, Q = vectors
     index = LeanVecIndex(24, primary=kind, secondary=kind, degree=0).build(X)
-    assert recall(index.search(Q, 10, window=100)[0], exact(X, Q)) > (0.7 if kind == "lvq4" else 0.95)
-    per_number = {"float32": 4, "float16": 2, "lvq8": 1, "lvq4": 0.5, "lvq4x4": 1, "lvq4x8": 1.5, "lvq8x8": 2}[kind]
+    assert recall(index.search(Q, 10, window=100)[0], exact(X, Q)) > (
+        0.7 if kind == "lvq4" else 0.95
+    )
+    per_number = {
+        "float32": 4,
+        "float16": 2,
+        "lvq8": 1,
+        "lvq4": 0.5,
+        "lvq4x4": 1,
+        "lvq4x8": 1.5,
+        "lvq8x8": 2,
+    }[kind]
     assert index.bytes_per_vector == 2 * (24 * per_number + (0 if kind.startswith("float") else 8))
 
 
@@ -300,13 +374,17 @@ def test_scan_is_exact_for_any_number_of_vectors(vectors):
 
 def test_same_seed_same_index(vectors, tmp_path):
     X, T, Q = vectors
-    make = lambda seed: LeanVecIndex(8, "frank_wolfe", degree=12, build_window=30, seed=seed).build(X, T).arrays()  # noqa: E731
+    make = lambda seed: (
+        LeanVecIndex(8, "frank_wolfe", degree=12, build_window=30, seed=seed).build(X, T).arrays()
+    )  # noqa: E731
     a, b, c = make(0), make(0), make(1)
     assert all(np.array_equal(a[k], b[k]) for k in a)
     assert not np.array_equal(a["graph.neighbours"], c["graph.neighbours"])
 
 
-@pytest.mark.parametrize("options", [{}, {"metric": "l2", "secondary": "lvq4x8"}, {"degree": 0, "primary": "float16"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"metric": "l2", "secondary": "lvq4x8"}, {"degree": 0, "primary": "float16"}]
+)
 def test_save_and_load(vectors, tmp_path, options):
     X, _, Q = vectors
     index = LeanVecIndex(10, **{"degree": 12, "build_window": 30} | options).build(X[:500])
@@ -335,7 +413,11 @@ def test_added_vectors_are_found(vectors):
 def test_patches_are_unit_vectors_with_queries_of_their_own():
     for kind in ("copy", "sketch"):
         held = data.patch_retrieval(kind, 3)
-        for array, count in ((held.vectors, len(held.patches)), (held.train_queries, 600), (held.test_queries, 400)):
+        for array, count in (
+            (held.vectors, len(held.patches)),
+            (held.train_queries, 600),
+            (held.test_queries, 400),
+        ):
             assert array.shape == (count, 192) and array.dtype == np.float32
             np.testing.assert_allclose(np.linalg.norm(array, axis=1), 1, atol=1e-5)
     assert np.array_equal(data.patch_retrieval("copy", 3).vectors, held.vectors)
@@ -346,7 +428,9 @@ def test_patches_are_unit_vectors_with_queries_of_their_own():
 def test_stored_results_say_what_they_were_measured_on():
     stored = results.stored("leanvec")
     assert {"machine", "versions", "rows", "vectors", "dim"} <= stored.keys()
-    assert stored["rows"][0]["ratio_to_numpy"] == 1 and all(0.9 <= row["recall"] <= 1 for row in stored["rows"])
+    assert stored["rows"][0]["ratio_to_numpy"] == 1 and all(
+        0.9 <= row["recall"] <= 1 for row in stored["rows"]
+    )
     with pytest.raises(ValueError, match="no stored results 'lean'"):
         results.stored("lean")
 
@@ -411,7 +495,12 @@ def test_empty_index(vectors, tmp_path):
     X, T, Q = vectors
     index = LeanVecIndex(8)
     assert len(index) == 0
-    for call in (lambda: index.search(Q), lambda: index.add(X), lambda: index.save(tmp_path / "x"), lambda: index.nbytes):
+    for call in (
+        lambda: index.search(Q),
+        lambda: index.add(X),
+        lambda: index.save(tmp_path / "x"),
+        lambda: index.nbytes,
+    ):
         with pytest.raises(ValueError, match="the index is empty"):
             call()
     with pytest.raises(ValueError, match="data holds no vectors"):
@@ -432,7 +521,14 @@ def test_truncated_and_foreign_files(vectors, tmp_path):
     whole = good.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 0xFF
-    files = {"empty": b"", "short": whole[: len(whole) // 2], "tail": whole[:-30], "noise": b"\x00" * 500, "text": b"hello", "flipped": bytes(flipped)}
+    files = {
+        "empty": b"",
+        "short": whole[: len(whole) // 2],
+        "tail": whole[:-30],
+        "noise": b"\x00" * 500,
+        "text": b"hello",
+        "flipped": bytes(flipped),
+    }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     np.savez(tmp_path / "foreign.npz", a=np.ones(3))
@@ -474,7 +570,13 @@ def test_a_failed_save_keeps_the_old_file(vectors, tmp_path, monkeypatch):
     index = LeanVecIndex(8, degree=0).build(vectors[0])
     index.save(tmp_path / "index")
     before = (tmp_path / "index").read_bytes()
-    monkeypatch.setattr(leanvec.np, "savez", lambda file, **_: file.write(b"half") and (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        leanvec.np,
+        "savez",
+        lambda file, **_: (
+            file.write(b"half") and (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        ),
+    )
     with pytest.raises(OSError, match="No space left"):
         index.save(tmp_path / "index")
     assert (tmp_path / "index").read_bytes() == before and len(list(tmp_path.iterdir())) == 1

@@ -24,7 +24,9 @@ def modules() -> list[str]:
     """Every public module of the package, `refimpl` first; not the empty rooms of papers and bases."""
     names = []
     for path in sorted((ROOT / "refimpl").rglob("*.py")):
-        if not (path.parent / "__init__.py").exists() or (path.name == "__init__.py" and path.parent.name in ("papers", "bases")):
+        if not (path.parent / "__init__.py").exists() or (
+            path.name == "__init__.py" and path.parent.name in ("papers", "bases")
+        ):
             continue
         parts = path.relative_to(ROOT).with_suffix("").parts
         names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
@@ -47,7 +49,11 @@ def write_pages() -> None:
     wanted = {}
     for name in modules():
         path = ROOT / Path(*name.split("."))
-        file = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).relative_to(ROOT).as_posix()
+        file = (
+            (path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
+            .relative_to(ROOT)
+            .as_posix()
+        )
         wanted[f"{name}.md"] = (
             f"# `{name}`\n\n[{file}]({sources.source_link(file)})\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n   :member-order: bysource\n```\n"
         )
@@ -65,14 +71,22 @@ def as_markdown(app, what, name, obj, options, lines):
     text = "\n".join(lines).strip()
     if not text:
         return
-    text = re.sub(r"(?m)(?:^>>> .*\n?(?:^(?!>>> |\s*$).*\n?)*)+", lambda m: f"```python\n{m[0].rstrip()}\n```\n", text)
+    text = re.sub(
+        r"(?m)(?:^>>> .*\n?(?:^(?!>>> |\s*$).*\n?)*)+",
+        lambda m: f"```python\n{m[0].rstrip()}\n```\n",
+        text,
+    )
     shown = html.markdown(text)
     lines[:] = [".. raw:: html", "", *(f"   {line}" for line in shown.splitlines()), ""]
 
 
 def elsewhere(name: str) -> str | None:
     """Address of a PyTorch, NumPy or Python class that a signature names, by rule: no inventory is asked for."""
-    torch, numpy, python = "https://docs.pytorch.org/docs/stable/", "https://numpy.org/doc/stable/reference/", "https://docs.python.org/3/library/"
+    torch, numpy, python = (
+        "https://docs.pytorch.org/docs/stable/",
+        "https://numpy.org/doc/stable/reference/",
+        "https://docs.python.org/3/library/",
+    )
     if name in ("Tensor", "torch.Tensor"):
         return f"{torch}tensors.html#torch.Tensor"
     if name in ("torch.device", "torch.dtype"):

@@ -1,4 +1,4 @@
-"""The two atlases: rows that chapters left in the metadata of their stored outputs (`refimpl.viz.atlas`), collected and laid out; nothing is typed."""
+"""The two atlases: rows that chapters left in the metadata of their stored outputs (`refimpl.chapter.atlas`), collected and laid out; nothing is typed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from refimpl.lab import data
 from refimpl.viz import charts
 from refimpl_book import html, pages, sources
 
-BUDGET = 500_000  # bytes for all figures of one atlas page; tests/test_book.py allows a page 600,000
+BUDGET = (
+    500_000  # bytes for all figures of one atlas page; tests/test_book.py allows a page 600,000
+)
 
 
 @dataclass
@@ -45,13 +47,23 @@ def rows(kind: str) -> list[Row]:
     for paper in sources.papers():
         if not sources.written(paper.stem):
             continue
-        for cell in json.loads((sources.NOTEBOOKS / f"{paper.stem}.ipynb").read_text(encoding="utf-8"))["cells"]:
+        for cell in json.loads(
+            (sources.NOTEBOOKS / f"{paper.stem}.ipynb").read_text(encoding="utf-8")
+        )["cells"]:
             alt = cell.get("metadata", {}).get("mystnb", {}).get("image", {}).get("alt", "")
             for output in cell.get("outputs", []):
                 record = output.get("metadata", {}).get("refimpl", {}).get(kind)
                 if record is not None:
                     id = f"{paper.stem}-{1 + sum(row.paper is paper for row in found)}"
-                    found.append(Row(paper, record, base64.b64decode("".join(output["data"]["image/png"])), alt, id))
+                    found.append(
+                        Row(
+                            paper,
+                            record,
+                            base64.b64decode("".join(output["data"]["image/png"])),
+                            alt,
+                            id,
+                        )
+                    )
     return found
 
 
@@ -82,8 +94,18 @@ class Atlas(pages.Page):
             return html.note(self.nothing)
         made = [pages.raw(self.summary(found) + self.credits(found))]
         for paper in dict.fromkeys(row.paper for row in found):
-            mine = "".join(self.row(row, BUDGET // len(found)) for row in found if row.paper is paper)
-            made.append(self.section(paper.stem, paper.name, pages.raw(f"<p>{html.link(self.to(f'notebooks/{paper.stem}'), 'Read the chapter')}</p>{mine}")))
+            mine = "".join(
+                self.row(row, BUDGET // len(found)) for row in found if row.paper is paper
+            )
+            made.append(
+                self.section(
+                    paper.stem,
+                    paper.name,
+                    pages.raw(
+                        f"<p>{html.link(self.to(f'notebooks/{paper.stem}'), 'Read the chapter')}</p>{mine}"
+                    ),
+                )
+            )
         return made
 
     def row(self, row: Row, most: int) -> str:
@@ -140,7 +162,9 @@ def spark(values: list[float]) -> str:
     x = lambda i: 2 + 76 * (i / (len(values) - 1) if len(values) > 1 else 0.5)  # noqa: E731
     y = lambda v: 26 - 24 * v / top  # noqa: E731
     points = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(values))
-    dots = "".join(f'<circle cx="{x(i):.1f}" cy="{y(v):.1f}" r="1.6"/>' for i, v in enumerate(values))
+    dots = "".join(
+        f'<circle cx="{x(i):.1f}" cy="{y(v):.1f}" r="1.6"/>' for i, v in enumerate(values)
+    )
     return (
         f'<svg class="spark" viewBox="0 0 80 28" width="80" height="28" aria-hidden="true"><path d="M0 {y(1):.1f}H80" class="uniform"/>'
         f'<polyline points="{points}"/>{dots}</svg>'
@@ -151,14 +175,17 @@ class AttentionAtlas(Atlas):
     """The photographs through every model with attention."""
 
     kind = "attention_atlas"
-    nothing = "No chapter has left a row yet: a chapter adds one with <code>refimpl.viz.atlas.attention_row</code>."
+    nothing = "No chapter has left a row yet: a chapter adds one with <code>refimpl.chapter.atlas.attention_row</code>."
 
     def summary(self, found):
         table = []
         for row in found:
             layers = row.record["layers"]
             far = present(layers, "distance")
-            means = [fmean(v) if (v := present(layers, key)) else None for key in ("similarity", "centred", "entropy")]
+            means = [
+                fmean(v) if (v := present(layers, key)) else None
+                for key in ("similarity", "centred", "entropy")
+            ]
             ends = [far[0], far[-1]] if far else [None, None]
             table.append(
                 (
@@ -169,14 +196,34 @@ class AttentionAtlas(Atlas):
                     html.Cell(spark(far), far[-1] - far[0] if far else None),
                 )
             )
-        head = ("Model", "Layers", "Heads alike", "Centred", "Entropy", "Distance: first layer", "Distance: last layer", "By depth")
+        head = (
+            "Model",
+            "Layers",
+            "Heads alike",
+            "Centred",
+            "Entropy",
+            "Distance: first layer",
+            "Distance: last layer",
+            "By depth",
+        )
         caption = "What the heads do on the photographs: means over layers, and distance travelled as a share of uniform attention’s"
-        return html.table(head, table, caption, classes="sortable", numeric=range(1, 7), wide=(0,), id="attention-summary")
+        return html.table(
+            head,
+            table,
+            caption,
+            classes="sortable",
+            numeric=range(1, 7),
+            wide=(0,),
+            id="attention-summary",
+        )
 
     def caption(self, record):
         layers = record["layers"]
         early, late = record["drawn"]
-        said = [f"layer {i + 1} (<code>{html.escape(layers[i]['name'])}</code>, {grid(layers[i])})" for i in dict.fromkeys((early, late))]
+        said = [
+            f"layer {i + 1} (<code>{html.escape(layers[i]['name'])}</code>, {grid(layers[i])})"
+            for i in dict.fromkeys((early, late))
+        ]
         return f"Drawn: {' and '.join(said)} of {len(layers)}, at {record['img_size']} × {record['img_size']} pixels."
 
     def details(self, row):
@@ -185,12 +232,22 @@ class AttentionAtlas(Atlas):
                 f"{i}. <code>{html.escape(layer['name'])}</code>",
                 html.Cell(grid(layer)),
                 html.Cell(str(layer["heads"]), layer["heads"]),
-                *(number(layer[key], digits) for key, digits in (("similarity", 3), ("centred", 3), ("entropy", 3), ("distance", 3))),
+                *(
+                    number(layer[key], digits)
+                    for key, digits in (
+                        ("similarity", 3),
+                        ("centred", 3),
+                        ("entropy", 3),
+                        ("distance", 3),
+                    )
+                ),
             )
             for i, layer in enumerate(row.record["layers"], 1)
         ]
         head = ("Layer", "Map", "Heads", "Heads alike", "Centred", "Entropy", "Distance")
-        made = html.table(head, table, f"{row.title}, {row.state}: every layer", numeric=range(2, 7))
+        made = html.table(
+            head, table, f"{row.title}, {row.state}: every layer", numeric=range(2, 7)
+        )
         return f'<details class="atlas-layers"><summary>{row.title}: the figures of every layer</summary>{made}</details>'
 
 
@@ -206,14 +263,46 @@ class ArtifactAtlas(Atlas):
     """What of every model's features belongs to position."""
 
     kind = "artifact_atlas"
-    nothing = "No chapter has left a row yet: a chapter adds one with <code>refimpl.viz.atlas.artifact_row</code>."
-    measures = ("share", "readout", "pixels_share", "pixels_readout", "blank_spread", "blank_agreement")
+    nothing = "No chapter has left a row yet: a chapter adds one with <code>refimpl.chapter.atlas.artifact_row</code>."
+    measures = (
+        "share",
+        "readout",
+        "pixels_share",
+        "pixels_readout",
+        "blank_spread",
+        "blank_agreement",
+    )
 
     def summary(self, found):
-        table = [(self.first(row), *(number(row.record[key], 3 if key.endswith("share") else 2) for key in self.measures)) for row in found]
-        head = ("Model", "η²", "R²", "η² of the pixels", "R² of the pixels", "Blank image: spread", "Blank image: agreement")
+        table = [
+            (
+                self.first(row),
+                *(
+                    number(row.record[key], 3 if key.endswith("share") else 2)
+                    for key in self.measures
+                ),
+            )
+            for row in found
+        ]
+        head = (
+            "Model",
+            "η²",
+            "R²",
+            "η² of the pixels",
+            "R² of the pixels",
+            "Blank image: spread",
+            "Blank image: agreement",
+        )
         caption = "How much of the features belongs to position"
-        return html.table(head, table, caption, classes="sortable", numeric=range(1, 7), wide=(0,), id="artifact-summary")
+        return html.table(
+            head,
+            table,
+            caption,
+            classes="sortable",
+            numeric=range(1, 7),
+            wide=(0,),
+            id="artifact-summary",
+        )
 
     def caption(self, record):
         h, w = record["grid"]

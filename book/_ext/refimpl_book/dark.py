@@ -25,10 +25,14 @@ def twin_of(app, name: str) -> str | None:
 def add_twins(app, pagename, templatename, context, doctree):
     """One rule of style a figure: the same image element shows the twin while the theme is dark."""
     rules = []
-    for address in dict.fromkeys(re.findall(r'<img[^>]* src="([^"]+\.png)"', context.get("body", ""))):
+    for address in dict.fromkeys(
+        re.findall(r'<img[^>]* src="([^"]+\.png)"', context.get("body", ""))
+    ):
         folder, _, name = address.rpartition("/")
         if twin := twin_of(app, name):
-            rules.append(f'html[data-theme="dark"] img[src="{address}"]{{content:url("{folder}/{twin}")}}')
+            rules.append(
+                f'html[data-theme="dark"] img[src="{address}"]{{content:url("{folder}/{twin}")}}'
+            )
     if rules:
         context["body"] = f"<style>{''.join(rules)}</style>\n" + context["body"]
 

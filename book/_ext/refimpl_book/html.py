@@ -19,7 +19,10 @@ escape = html.escape
 def parser() -> MarkdownIt:
     """CommonMark with tables and `$mathematics$`; raw HTML in the text stays text."""
     md = MarkdownIt("commonmark", {"html": False}).enable("table")
-    md.use(dollarmath_plugin, renderer=lambda tex, options: katex.checked(tex, options["display_mode"], None))
+    md.use(
+        dollarmath_plugin,
+        renderer=lambda tex, options: katex.checked(tex, options["display_mode"], None),
+    )
     return md
 
 
@@ -77,10 +80,17 @@ def table(
         value = "" if content.value is None else f' data-value="{escape(str(content.value))}"'
         if i == 0:
             return f'<th scope="row" role="rowheader"{kind(i)}{value}>{content.shown}</th>'
-        return f'<td role="cell" data-label="{escape(head[i])}"{kind(i)}{value}>{content.shown}</td>'
+        return (
+            f'<td role="cell" data-label="{escape(head[i])}"{kind(i)}{value}>{content.shown}</td>'
+        )
 
-    columns = "".join(f'<th scope="col" role="columnheader"{kind(i)}>{escape(name)}</th>' for i, name in enumerate(head))
-    body = "\n".join(f'<tr role="row">{"".join(cell(i, c) for i, c in enumerate(row))}</tr>' for row in rows)
+    columns = "".join(
+        f'<th scope="col" role="columnheader"{kind(i)}>{escape(name)}</th>'
+        for i, name in enumerate(head)
+    )
+    body = "\n".join(
+        f'<tr role="row">{"".join(cell(i, c) for i, c in enumerate(row))}</tr>' for row in rows
+    )
     name = f' id="{id}"' if id else ""
     return (
         f'<div class="table-box"><table class="table cards {classes}"{name} role="table"><caption>{caption}</caption>\n'
@@ -93,13 +103,20 @@ def note(text: str) -> str:
     return f'<p class="not-yet">{text}</p>\n'
 
 
-VERDICTS = {"supports": ("✓", "good"), "contradicts": ("✗", "bad"), "inconclusive": ("≈", "open"), "not tested here": ("–", "open")}
+VERDICTS = {
+    "supports": ("✓", "good"),
+    "contradicts": ("✗", "bad"),
+    "inconclusive": ("≈", "open"),
+    "not tested here": ("–", "open"),
+}
 
 
 def verdict(name: str) -> str:
     """A verdict as sign and word, never by colour alone."""
     sign, tone = VERDICTS.get(name, ("–", "open"))
-    return f'<span class="verdict {tone}"><span aria-hidden="true">{sign}</span> {escape(name)}</span>'
+    return (
+        f'<span class="verdict {tone}"><span aria-hidden="true">{sign}</span> {escape(name)}</span>'
+    )
 
 
 def figure(x: float | None, digits: int = 3) -> str:

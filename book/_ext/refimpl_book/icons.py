@@ -9,10 +9,16 @@ import pydata_sphinx_theme
 import sphinx_book_theme
 from fontTools import subset
 
-THEMES = [Path(pydata_sphinx_theme.__file__).parent / "theme", Path(sphinx_book_theme.__file__).parent]
+THEMES = [
+    Path(pydata_sphinx_theme.__file__).parent / "theme",
+    Path(sphinx_book_theme.__file__).parent,
+]
 ALSO = "fa-github"  # named by the repository's provider
 USED_BY = ("*.html", "*.py", "scripts/*.js", "styles/*.css")
-FAMILIES = {"fa-solid-900.ttf": ("Font Awesome 6 Free", 900), "fa-brands-400.ttf": ("Font Awesome 6 Brands", 400)}
+FAMILIES = {
+    "fa-solid-900.ttf": ("Font Awesome 6 Free", 900),
+    "fa-brands-400.ttf": ("Font Awesome 6 Brands", 400),
+}
 CLASSES = """
 .fa,.fas,.fa-solid,.fab,.fa-brands{-webkit-font-smoothing:antialiased;display:var(--fa-display,inline-block);font-style:normal;font-variant:normal;line-height:1;text-rendering:auto}
 .fa,.fas,.fa-solid{font-family:"Font Awesome 6 Free";font-weight:900}
@@ -24,7 +30,13 @@ CLASSES = """
 
 def texts() -> str:
     """Everything in the two themes that can name an icon."""
-    found = [f.read_text(encoding="utf-8", errors="ignore") for theme in THEMES for pattern in USED_BY for f in theme.rglob(pattern) if "vendor" not in f.parts]
+    found = [
+        f.read_text(encoding="utf-8", errors="ignore")
+        for theme in THEMES
+        for pattern in USED_BY
+        for f in theme.rglob(pattern)
+        if "vendor" not in f.parts
+    ]
     return "\n".join([ALSO, *found])
 
 
@@ -33,21 +45,37 @@ def make(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (vendor,) = THEMES[0].rglob("vendor/fontawesome/*/webfonts")
     rules = re.findall(r'((?:\.fa-[\w-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}', css_of(vendor))
-    names = {name: int(code, 16) for selectors, code in rules for name in re.findall(r"\.(fa-[\w-]+):before", selectors)}
+    names = {
+        name: int(code, 16)
+        for selectors, code in rules
+        for name in re.findall(r"\.(fa-[\w-]+):before", selectors)
+    }
     text = texts()
     used = {name: names[name] for name in set(re.findall(r"fa-[\w-]+", text)) & names.keys()}
-    codes = set(used.values()) | {ord(c) for c in text if 0xE000 <= ord(c) <= 0xF8FF} | {int(c, 16) for c in re.findall(r"\\(f[0-9a-f]{3})(?![0-9a-f])", text)}
+    codes = (
+        set(used.values())
+        | {ord(c) for c in text if 0xE000 <= ord(c) <= 0xF8FF}
+        | {int(c, 16) for c in re.findall(r"\\(f[0-9a-f]{3})(?![0-9a-f])", text)}
+    )
     css = CLASSES
     for file, (family, weight) in FAMILIES.items():
         target = folder / file.replace(".ttf", ".woff")
-        options = subset.Options(flavor="woff", desubroutinize=True, notdef_outline=True, layout_features=[], name_IDs=[0, 1, 13, 14])
+        options = subset.Options(
+            flavor="woff",
+            desubroutinize=True,
+            notdef_outline=True,
+            layout_features=[],
+            name_IDs=[0, 1, 13, 14],
+        )
         font = subset.load_font(vendor / file, options)
         cut = subset.Subsetter(options)
         cut.populate(unicodes=codes)
         cut.subset(font)
         subset.save_font(font, target, options)
         css += f'@font-face{{font-family:"{family}";font-style:normal;font-weight:{weight};font-display:block;src:url({target.name}) format("woff")}}\n'
-    css += "".join(f'.{name}::before{{content:"\\{code:x}"}}\n' for name, code in sorted(used.items()))
+    css += "".join(
+        f'.{name}::before{{content:"\\{code:x}"}}\n' for name, code in sorted(used.items())
+    )
     (folder / "icons.css").write_text(css, encoding="utf-8")
 
 

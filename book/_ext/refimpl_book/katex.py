@@ -25,13 +25,17 @@ def engine():
     context = quickjs.Context()
     context.eval((files("sphinxcontrib") / "katex.min.js").read_text(encoding="utf-8") + ";0")
     # JSON.stringify also flattens the rope that string concatenation leaves, which the wrapper can't read.
-    context.eval("function render(tex, options) { return JSON.stringify(katex.renderToString(tex, JSON.parse(options))) };0")
+    context.eval(
+        "function render(tex, options) { return JSON.stringify(katex.renderToString(tex, JSON.parse(options))) };0"
+    )
     return context.get("render")
 
 
 def render(tex: str, display: bool = False) -> str:
     """HTML with MathML for screen readers. Raises `ValueError` with KaTeX's message."""
-    options = json.dumps({"displayMode": display, "throwOnError": True, "strict": "ignore", "macros": MACROS})
+    options = json.dumps(
+        {"displayMode": display, "throwOnError": True, "strict": "ignore", "macros": MACROS}
+    )
     key = f"{options}{tex}"
     if key not in rendered:
         try:

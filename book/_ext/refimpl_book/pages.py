@@ -36,7 +36,9 @@ class Page(SphinxDirective):
 
     def to(self, docname: str, anchor: str = "") -> str:
         """Relative address of another page of the book."""
-        return self.env.app.builder.get_relative_uri(self.env.docname, docname) + (f"#{anchor}" if anchor else "")
+        return self.env.app.builder.get_relative_uri(self.env.docname, docname) + (
+            f"#{anchor}" if anchor else ""
+        )
 
     def root(self) -> str:
         """Relative address of the book's root."""
@@ -45,16 +47,28 @@ class Page(SphinxDirective):
     def chapter_link(self, paper) -> str:
         """The paper's name, linked where its chapter is written."""
         name = html.escape(paper.name)
-        return html.link(self.to(f"notebooks/{paper.stem}"), name) if sources.written(paper.stem) else name
+        return (
+            html.link(self.to(f"notebooks/{paper.stem}"), name)
+            if sources.written(paper.stem)
+            else name
+        )
 
     def parse(self, text: str) -> list[nodes.Node]:
         """MyST text as nodes, directives included."""
         container = nodes.container()
-        self.state.nested_parse(StringList(text.splitlines(), source=self.env.docname), 0, container)
+        self.state.nested_parse(
+            StringList(text.splitlines(), source=self.env.docname), 0, container
+        )
         return container.children
 
     def section(self, id: str, title: str, *content: nodes.Node) -> nodes.section:
-        made = nodes.section("", nodes.title(title, title), *content, ids=[id], names=[nodes.fully_normalize_name(title)])
+        made = nodes.section(
+            "",
+            nodes.title(title, title),
+            *content,
+            ids=[id],
+            names=[nodes.fully_normalize_name(title)],
+        )
         return made
 
 
@@ -75,7 +89,9 @@ class PaperList(Page):
         for paper in (p for p in sources.papers() if p.part == part):
             idea = html.inline(paper.idea)
             if not sources.written(paper.stem):
-                items.append(f'<div class="paper planned"><h2>{html.escape(paper.name)}</h2><p>{idea}</p></div>')
+                items.append(
+                    f'<div class="paper planned"><h2>{html.escape(paper.name)}</h2><p>{idea}</p></div>'
+                )
                 continue
             facts = [html.escape(paper.title), html.escape(venue(paper))]
             if paper.url:
@@ -84,7 +100,11 @@ class PaperList(Page):
                 f'<div class="paper"><h2>{self.chapter_link(paper)}</h2><p>{idea}</p><p class="facts">{" · ".join(facts)}</p>'
                 f'<p class="facts">{verdict_counts(paper.stem)}</p></div>'
             )
-        return f'<div class="papers">{"".join(items)}</div>' if items else html.note("No paper of this part is in the catalogue yet.")
+        return (
+            f'<div class="papers">{"".join(items)}</div>'
+            if items
+            else html.note("No paper of this part is in the catalogue yet.")
+        )
 
 
 def venue(paper) -> str:
@@ -93,7 +113,9 @@ def venue(paper) -> str:
 
 def verdict_counts(stem: str) -> str:
     counts = Counter(c["verdict"] for c in sources.chapter(stem).claims)
-    return " ".join(f"{html.verdict(name)} {counts[name]}" for name in html.VERDICTS if counts[name])
+    return " ".join(
+        f"{html.verdict(name)} {counts[name]}" for name in html.VERDICTS if counts[name]
+    )
 
 
 class Gallery(Page):
@@ -107,10 +129,15 @@ class Gallery(Page):
                 light, *dark = (f"{self.root()}{p}" for p in pictures)
                 alt = html.escape(sources.chapter(paper.stem).alt)
                 image = f'<img src="{light}" alt="{alt}" loading="lazy" width="{THUMBNAIL[0]}" height="{THUMBNAIL[1]}">'
-                rules += [f'html[data-theme="dark"] img[src="{light}"]{{content:url("{twin}")}}' for twin in dark]
+                rules += [
+                    f'html[data-theme="dark"] img[src="{light}"]{{content:url("{twin}")}}'
+                    for twin in dark
+                ]
             place = f"{html.escape(sources.parts()[paper.part])} · {html.escape(venue(paper))}"
             words = f"{self.chapter_link(paper)}<span>{html.inline(paper.idea)}</span><small>{place}</small>"
-            cards.append(f'<div class="chapter-card">{image}<div class="chapter-card-text">{words}</div></div>')
+            cards.append(
+                f'<div class="chapter-card">{image}<div class="chapter-card-text">{words}</div></div>'
+            )
         if not cards:
             return html.note("The first chapters are being written.")
         return f'<style>{"".join(rules)}</style><div class="gallery">{"".join(cards)}</div>'
@@ -124,7 +151,11 @@ def thumbnails(outdir: Path, stem: str) -> list[str]:
         return []
     figure = base64.b64decode(sources.chapter(stem).figure)
     made = {"": figure, "-dark": charts.dark_twin(figure)}
-    return [thumbnail(content, outdir / "_images" / f"thumbnail-{stem}{kind}.webp") for kind, content in made.items() if content]
+    return [
+        thumbnail(content, outdir / "_images" / f"thumbnail-{stem}{kind}.webp")
+        for kind, content in made.items()
+        if content
+    ]
 
 
 def thumbnail(figure: bytes, target: Path) -> str:
@@ -144,16 +175,27 @@ class Summary(Page):
     """One line of counts."""
 
     def make(self):
-        claims = [c for p in sources.papers() if sources.written(p.stem) for c in sources.chapter(p.stem).claims]
+        claims = [
+            c
+            for p in sources.papers()
+            if sources.written(p.stem)
+            for c in sources.chapter(p.stem).claims
+        ]
         counts = Counter(c["verdict"] for c in claims)
         cases = sources.exactness()[1]
         facts = {
-            f"of {len(sources.papers())} papers have their chapter": sum(sources.written(p.stem) for p in sources.papers()),
+            f"of {len(sources.papers())} papers have their chapter": sum(
+                sources.written(p.stem) for p in sources.papers()
+            ),
             "models can be created": len(sources.models()),
             "official cases agree": sum(c["passed"] for c in cases),
             "claims tested": sum(counts[v] for v in ("supports", "contradicts", "inconclusive")),
         }
-        return '<ul class="counts">' + "".join(f"<li><strong>{n}</strong> {what}</li>" for what, n in facts.items() if n) + "</ul>"
+        return (
+            '<ul class="counts">'
+            + "".join(f"<li><strong>{n}</strong> {what}</li>" for what, n in facts.items() if n)
+            + "</ul>"
+        )
 
 
 class Ledger(Page):
@@ -178,12 +220,28 @@ class Ledger(Page):
             ]
             link = f"<p>{html.link(self.to(f'notebooks/{paper.stem}'), 'Read the chapter')} · {html.escape(venue(paper))}</p>"
             made = html.table(
-                ("Claim", "The paper reports", "Measured here", "Verdict", "Why"), rows, f"Claims of {html.escape(paper.name)}", classes="ledger", wide=(0, 4)
+                ("Claim", "The paper reports", "Measured here", "Verdict", "Why"),
+                rows,
+                f"Claims of {html.escape(paper.name)}",
+                classes="ledger",
+                wide=(0, 4),
             )
-            sections.append(self.section(paper.stem, paper.name, raw(link + (made if rows else html.note("The stored chapter holds no reports.")))))
+            sections.append(
+                self.section(
+                    paper.stem,
+                    paper.name,
+                    raw(
+                        link + (made if rows else html.note("The stored chapter holds no reports."))
+                    ),
+                )
+            )
         if not sections:
             return html.note("No chapter has reported yet: run <code>make execute</code>.")
-        line = "".join(f"<span>{html.verdict(name)} {total[name]}</span>" for name in html.VERDICTS if total[name])
+        line = "".join(
+            f"<span>{html.verdict(name)} {total[name]}</span>"
+            for name in html.VERDICTS
+            if total[name]
+        )
         return [raw(f'<p class="tally">{line}</p>'), *sections]
 
 
@@ -200,19 +258,26 @@ class Freshness(Page):
                         self.chapter_link(paper),
                         html.nowrap(stamp["date"]),
                         html.Cell(f"{stamp['seconds']:.0f} s", stamp["seconds"]),
-                        html.escape(f"Python {stamp['python']}, torch {stamp['torch']}, numpy {stamp['numpy']}"),
+                        html.escape(
+                            f"Python {stamp['python']}, torch {stamp['torch']}, numpy {stamp['numpy']}"
+                        ),
                         html.escape(str(machine.get("name", "–"))),
                         self.current(stamp),
                     )
                 )
         if not rows:
             return html.note("No chapter has been executed yet: run <code>make execute</code>.")
-        return html.table(("Chapter", "Executed", "Took", "With", "On", "Sources"), rows, "When and with what the stored chapters were executed", numeric=(2,))
+        return html.table(
+            ("Chapter", "Executed", "Took", "With", "On", "Sources"),
+            rows,
+            "When and with what the stored chapters were executed",
+            numeric=(2,),
+        )
 
     @staticmethod
     def current(stamp: dict) -> str:
         """Whether the package has changed since the run."""
-        from refimpl.lab import freshness
+        from refimpl.chapter import freshness
 
         digest = f"<code>{stamp['digest'][:12]}</code>"
         if freshness.stale(stamp, ROOT):
@@ -231,16 +296,28 @@ class Exactness(Page):
         for paper in sources.papers():
             mine = [c for c in cases if c["stem"] == paper.stem]
             if mine:
-                sections.append(self.section(paper.stem, paper.name, raw(self.cases(paper.name, mine))))
+                sections.append(
+                    self.section(paper.stem, paper.name, raw(self.cases(paper.name, mine)))
+                )
         known = {p.stem for p in sources.papers()}
         for stem in sorted({c["stem"] for c in cases} - known):
-            sections.append(self.section(stem, stem, raw(self.cases(stem, [c for c in cases if c["stem"] == stem]))))
+            sections.append(
+                self.section(
+                    stem, stem, raw(self.cases(stem, [c for c in cases if c["stem"] == stem]))
+                )
+            )
         worst = max((c["deviation"] for c in cases if c["deviation"] is not None), default=None)
         passed = sum(c["passed"] for c in cases)
-        how = f" Checked on {html.escape(made['date'])} with torch {html.escape(made['torch'])}." if made else ""
+        how = (
+            f" Checked on {html.escape(made['date'])} with torch {html.escape(made['torch'])}."
+            if made
+            else ""
+        )
         certified = sum(certificates(m) > 0 for m in sources.models())
         how += f" {certified} of the {len(sources.models())} models that can be created are held against a case of their own; the rest share its code."
-        deviation = f"the largest deviation of a compared output is {html.figure(worst, 2)} of its norm"
+        deviation = (
+            f"the largest deviation of a compared output is {html.figure(worst, 2)} of its norm"
+        )
         text = f"<p><strong>{passed} of {len(cases)} official cases agree</strong>; {deviation}.{how}</p>"
         return [raw(text), *sections]
 
@@ -248,7 +325,11 @@ class Exactness(Page):
     def cases(name: str, cases: list[dict]) -> str:
         rows = []
         for c in cases:
-            deviation = "by its test's own measure" if c["deviation"] is None else html.figure(c["deviation"], 2)
+            deviation = (
+                "by its test's own measure"
+                if c["deviation"] is None
+                else html.figure(c["deviation"], 2)
+            )
             sign = (
                 '<span class="verdict good"><span aria-hidden="true">✓</span> equal</span>'
                 if c["passed"]
@@ -267,7 +348,18 @@ class Exactness(Page):
             )
         caption = f"Official cases of {html.escape(name)}"
         return html.table(
-            ("Case", "Parameters", "MACs for one input", "Largest deviation", "Verdict", "Recorded from"), rows, caption, numeric=(1, 2, 3), classes="sortable"
+            (
+                "Case",
+                "Parameters",
+                "MACs for one input",
+                "Largest deviation",
+                "Verdict",
+                "Recorded from",
+            ),
+            rows,
+            caption,
+            numeric=(1, 2, 3),
+            classes="sortable",
         )
 
 
@@ -278,8 +370,12 @@ def origin(source: str) -> str:
         return html.escape(source)
     repository, commit, path = found.groups()
     place, _, rest = path.partition(" ")
-    url = f"https://github.com/{repository}/tree/{commit}" + (f"/{place}" if re.fullmatch(r"[\w./-]+", place) else "")
-    return html.link(url, f"{html.escape(repository)}@{commit[:7]}") + (f" {html.escape(path)}" if path else "")
+    url = f"https://github.com/{repository}/tree/{commit}" + (
+        f"/{place}" if re.fullmatch(r"[\w./-]+", place) else ""
+    )
+    return html.link(url, f"{html.escape(repository)}@{commit[:7]}") + (
+        f" {html.escape(path)}" if path else ""
+    )
 
 
 class Differences(Page):
@@ -293,16 +389,35 @@ class Differences(Page):
                     html.inline(d.paper_says),
                     html.inline(d.code_does),
                     html.inline(d.effect),
-                    html.link(sources.source_link(d.test.split("::")[0]), f"<code>{html.escape(d.test.split('::')[-1])}</code>") if d.test else "no test yet",
+                    html.link(
+                        sources.source_link(d.test.split("::")[0]),
+                        f"<code>{html.escape(d.test.split('::')[-1])}</code>",
+                    )
+                    if d.test
+                    else "no test yet",
                 )
                 for d in paper.differences
             ]
             if rows:
                 table = html.table(
-                    ("The paper says", "The code does", "What changes", "Shown by"), rows, f"Paper and code of {html.escape(paper.name)}", wide=(0, 1, 2)
+                    ("The paper says", "The code does", "What changes", "Shown by"),
+                    rows,
+                    f"Paper and code of {html.escape(paper.name)}",
+                    wide=(0, 1, 2),
                 )
                 sections.append(
-                    self.section(paper.stem, paper.name, raw((f"<p>{self.chapter_link(paper)}</p>" if sources.written(paper.stem) else "") + table))
+                    self.section(
+                        paper.stem,
+                        paper.name,
+                        raw(
+                            (
+                                f"<p>{self.chapter_link(paper)}</p>"
+                                if sources.written(paper.stem)
+                                else ""
+                            )
+                            + table
+                        ),
+                    )
                 )
         return sections or html.note("No difference is recorded yet.")
 
@@ -313,11 +428,25 @@ class Explorer(Page):
     def make(self):
         results = sources.timings()
         if not any(r.get("models") for r in results.values()):
-            return html.note("Not measured yet: run <code>make bench</code>.") + self.unmeasured(set())
+            return html.note("Not measured yet: run <code>make bench</code>.") + self.unmeasured(
+                set()
+            )
         return "".join(self.machine(name, r) for name, r in results.items() if r.get("models"))
 
     def machine(self, name: str, results: dict) -> str:
-        head = ("Model", "Form", "Batch", "Parameters", "MACs", "Latency", "IQR", "Of ceiling", "Ratio to timm", "Peak memory", "Certificate")
+        head = (
+            "Model",
+            "Form",
+            "Batch",
+            "Parameters",
+            "MACs",
+            "Latency",
+            "IQR",
+            "Of ceiling",
+            "Ratio to timm",
+            "Peak memory",
+            "Certificate",
+        )
         rows, records = [], []
         ceiling = results.get("ceilings", {}).get("gflops")
         for r in results["models"]:
@@ -329,7 +458,9 @@ class Explorer(Page):
             between = f" ({r['ratio_low']:.2f}–{r['ratio_high']:.2f})" if r.get("ratio_low") else ""
             rows.append(
                 (
-                    html.link(self.to(f"notebooks/{stem}"), model) if sources.written(stem) else model,
+                    html.link(self.to(f"notebooks/{stem}"), model)
+                    if sources.written(stem)
+                    else model,
                     html.escape(r["form"]),
                     html.Cell(str(r["batch"]), r["batch"]),
                     html.Cell(html.count(r["params"]), r["params"]),
@@ -338,15 +469,29 @@ class Explorer(Page):
                     html.Cell(milliseconds(spread, 2), spread),
                     html.Cell(f"{share:.0%}" if share else "–", share),
                     html.Cell(f"{ratio:.2f}{between}" if ratio else "–", ratio),
-                    html.Cell(f"{r['memory'] / 1e6:.3g} MB" if r.get("memory") else "–", r.get("memory")),
-                    html.Cell(html.link(self.to("book/exactness", stem), f"{certificate} equal") if certificate else "–", certificate),
+                    html.Cell(
+                        f"{r['memory'] / 1e6:.3g} MB" if r.get("memory") else "–", r.get("memory")
+                    ),
+                    html.Cell(
+                        html.link(self.to("book/exactness", stem), f"{certificate} equal")
+                        if certificate
+                        else "–",
+                        certificate,
+                    ),
                 )
             )
         caption = f"Models measured on {html.escape(machine_line(results))}"
-        table = html.table(head, rows, caption, classes="explorer", numeric=tuple(range(2, 10)), id=f"speed-{name}")
-        payload = json.dumps({"machine": results.get("machine", {}), "models": records}, ensure_ascii=False).replace("</", "<\\/")
+        table = html.table(
+            head, rows, caption, classes="explorer", numeric=tuple(range(2, 10)), id=f"speed-{name}"
+        )
+        payload = json.dumps(
+            {"machine": results.get("machine", {}), "models": records}, ensure_ascii=False
+        ).replace("</", "<\\/")
         script = f'<script type="application/json" class="explorer-data">{payload}</script>'
-        return f'<div class="explorer-box" data-name="{name}">{table}{script}</div>' + self.unmeasured({r["name"] for r in results["models"]})
+        return (
+            f'<div class="explorer-box" data-name="{name}">{table}{script}</div>'
+            + self.unmeasured({r["name"] for r in results["models"]})
+        )
 
     def unmeasured(self, measured: set[str]) -> str:
         left = [m for m in sources.models() if m not in measured]
@@ -358,7 +503,11 @@ class Explorer(Page):
 def stem_of(model: str) -> str:
     """The stem that a model's name begins with; the longest, since stems share beginnings."""
     stems = [m.rsplit(".", 1)[-1] for m, _ in sources.models().values()]
-    return max((s for s in {*stems, *(p.stem for p in sources.papers())} if model.startswith(f"{s}_")), key=len, default=model.split("_")[0])
+    return max(
+        (s for s in {*stems, *(p.stem for p in sources.papers())} if model.startswith(f"{s}_")),
+        key=len,
+        default=model.split("_")[0],
+    )
 
 
 def certificates(model: str) -> int:
@@ -368,9 +517,15 @@ def certificates(model: str) -> int:
 
     def model_of(case: str) -> str | None:  # the longest name counts: base_plus is no base
         name = f"{stem}_{case.removeprefix(f'{stem}_')}"
-        return max((m for m in models if name == m or name.startswith(f"{m}_")), key=len, default=None)
+        return max(
+            (m for m in models if name == m or name.startswith(f"{m}_")), key=len, default=None
+        )
 
-    return sum(c["passed"] and model_of(c["case"]) == model for c in sources.exactness()[1] if c["stem"] == stem)
+    return sum(
+        c["passed"] and model_of(c["case"]) == model
+        for c in sources.exactness()[1]
+        if c["stem"] == stem
+    )
 
 
 def milliseconds(seconds: float, digits: int = 3) -> str:
@@ -379,7 +534,11 @@ def milliseconds(seconds: float, digits: int = 3) -> str:
 
 def machine_line(results: dict) -> str:
     machine = results.get("machine", {})
-    facts = [f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"] if machine.get("threads") else []
+    facts = (
+        [f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"]
+        if machine.get("threads")
+        else []
+    )
     facts += [f"torch {machine['torch']}"] if machine.get("torch") else []
     facts += [str(machine["date"])] if machine.get("date") else []
     return f"{machine.get('name', 'a machine without a name')} ({', '.join(facts)})"
@@ -389,7 +548,9 @@ class Kernels(Page):
     """Every kernel: what it computes, its four forms, who verified which, and its distance from the machine's limit."""
 
     def make(self):
-        return [self.kernel(path) for path in sources.kernel_files()] or html.note("No kernel is written yet.")
+        return [self.kernel(path) for path in sources.kernel_files()] or html.note(
+            "No kernel is written yet."
+        )
 
     def kernel(self, path: Path) -> nodes.section:
         text = path.read_text(encoding="utf-8")
@@ -401,15 +562,24 @@ class Kernels(Page):
             "source": sources.source_link(f"refimpl/kernels/{op}.py"),
             "tests": sources.source_link(f"tests/kernels/test_{op}.py"),
         }
-        facts = [f"used by {users}"] * bool(users) + [html.link(url, name) for name, url in places.items()]
-        intro = f'<p class="facts">{" · ".join(facts)}</p>' + html.markdown(ast.get_docstring(tree) or "")
-        tabs = "\n".join(f"```{{tab-item}} {title}\n:sync: {title}\n\n~~~python\n{code}\n~~~\n```" for title, code in listings(tree, text).items())
+        facts = [f"used by {users}"] * bool(users) + [
+            html.link(url, name) for name, url in places.items()
+        ]
+        intro = f'<p class="facts">{" · ".join(facts)}</p>' + html.markdown(
+            ast.get_docstring(tree) or ""
+        )
+        tabs = "\n".join(
+            f"```{{tab-item}} {title}\n:sync: {title}\n\n~~~python\n{code}\n~~~\n```"
+            for title, code in listings(tree, text).items()
+        )
         made = self.parse(f"````{{tab-set}}\n{tabs}\n````")
-        return self.section(op, kernel_title(op), raw(intro), *made, raw(provenance(op)), raw(times(op)))
+        return self.section(
+            op, kernel_title(op), raw(intro), *made, raw(provenance(op)), raw(times(op))
+        )
 
 
 def kernel_title(op: str) -> str:
-    """`lvq_distance` -> `LVQ distance`: a word without a vowel is an abbreviation."""
+    """`lvq_inner_product` -> `LVQ distance`: a word without a vowel is an abbreviation."""
     words = [w if re.search("[aeiouy]", w) else w.upper() for w in op.split("_")]
     return " ".join([words[0][0].upper() + words[0][1:], *words[1:]])
 
@@ -433,19 +603,37 @@ def listings(tree: ast.Module, text: str) -> dict[str, str]:
         return seen
 
     found = {}
-    for title, entry in {"Loops": "naive", "NumPy": "with_numpy", "PyTorch": "with_torch", "Triton": "with_triton"}.items():
+    for title, entry in {
+        "Loops": "naive",
+        "NumPy": "with_numpy",
+        "PyTorch": "with_torch",
+        "Triton": "with_triton",
+    }.items():
         if first := reached(entry, {}):
-            helpers = sorted((n for name, n in first.items() if name != entry), key=lambda n: n.lineno)
+            helpers = sorted(
+                (n for name, n in first.items() if name != entry), key=lambda n: n.lineno
+            )
             found[title] = "\n\n\n".join(source(n) for n in (first[entry], *helpers))
     return found
 
 
-BACKENDS = {"numpy": "NumPy", "torch": "PyTorch", "triton_interpreter": "Triton, interpreted", "triton_gpu": "Triton, compiled on a GPU", "triton": "Triton"}
+BACKENDS = {
+    "numpy": "NumPy",
+    "torch": "PyTorch",
+    "triton_interpreter": "Triton, interpreted",
+    "triton_gpu": "Triton, compiled on a GPU",
+    "triton": "Triton",
+}
 
 
 def measured(op: str) -> list[tuple[dict, dict]]:
     """(results file, record of this kernel) of every machine that measured it."""
-    return [(results, k) for results in sources.timings().values() for k in results.get("kernels", []) if k["op"] == op]
+    return [
+        (results, k)
+        for results in sources.timings().values()
+        for k in results.get("kernels", [])
+        if k["op"] == op
+    ]
 
 
 def provenance(op: str) -> str:
@@ -454,7 +642,15 @@ def provenance(op: str) -> str:
     for backend in ("numpy", "torch", "triton_interpreter", "triton_gpu"):
         seen = [(results, k) for results, k in measured(op) if backend in k.get("agreement", {})]
         label = BACKENDS[backend]
-        rows += [(label, html.figure(k["agreement"][backend], 2), html.escape(results["machine"]["name"]), html.nowrap(k["date"])) for results, k in seen]
+        rows += [
+            (
+                label,
+                html.figure(k["agreement"][backend], 2),
+                html.escape(results["machine"]["name"]),
+                html.nowrap(k["date"]),
+            )
+            for results, k in seen
+        ]
         rows += [(label, "–", "not verified yet", "–")] * (not seen)
     caption = "Distance to the loops in float64, as a multiple of the composed PyTorch form’s own rounding error"
     return html.table(("Form", "Error", "Verified on", "Date"), rows, caption, numeric=(1,))
@@ -469,14 +665,31 @@ def times(op: str) -> str:
             spread = f"{milliseconds(k['low'][backend])} – {milliseconds(k['high'][backend])}"
             where = html.escape(machine_line(results))
             rows.append(
-                (BACKENDS.get(backend, html.escape(backend)), milliseconds(seconds), spread, milliseconds(limit), f"{100 * limit / seconds:.2g} %", where)
+                (
+                    BACKENDS.get(backend, html.escape(backend)),
+                    milliseconds(seconds),
+                    spread,
+                    milliseconds(limit),
+                    f"{100 * limit / seconds:.2g} %",
+                    where,
+                )
             )
-        shapes = ", ".join(f"<code>{html.escape(name)}</code> ({', '.join(map(str, shape))})" for name, shape in k["shapes"].items())
-        costs.append(f"{shapes}: {html.count(k['flops'])}FLOP, {html.count(k['bytes'])}B, {k['flops'] / k['bytes']:.3g} FLOP a byte")
+        shapes = ", ".join(
+            f"<code>{html.escape(name)}</code> ({', '.join(map(str, shape))})"
+            for name, shape in k["shapes"].items()
+        )
+        costs.append(
+            f"{shapes}: {html.count(k['flops'])}FLOP, {html.count(k['bytes'])}B, {k['flops'] / k['bytes']:.3g} FLOP a byte"
+        )
     if not rows:
         return html.note("Not timed yet: run <code>make bench</code>.")
     caption = f"Time against the machine’s limit, the larger of FLOPs over its rate and bytes over its bandwidth. {'; '.join(dict.fromkeys(costs))}"
-    return html.table(("Form", "Time", "Quartiles", "Limit", "Share of the limit", "Machine"), rows, caption, numeric=(1, 2, 3, 4))
+    return html.table(
+        ("Form", "Time", "Quartiles", "Limit", "Share of the limit", "Machine"),
+        rows,
+        caption,
+        numeric=(1, 2, 3, 4),
+    )
 
 
 class ApiIndex(Page):
@@ -485,10 +698,28 @@ class ApiIndex(Page):
     def make(self):
         sections = []
         for room, title in api.ROOMS.items():
-            names = [m for m in api.modules() if (m.split(".")[1] if m.count(".") == 2 else "") == room]
-            rows = [(html.link(self.to(f"book/api/{m}"), f"<code>{m}</code>"), html.inline(api.summary(m))) for m in names]
+            names = [
+                m for m in api.modules() if (m.split(".")[1] if m.count(".") == 2 else "") == room
+            ]
+            rows = [
+                (
+                    html.link(self.to(f"book/api/{m}"), f"<code>{m}</code>"),
+                    html.inline(api.summary(m)),
+                )
+                for m in names
+            ]
             if rows:
-                sections.append(self.section(room or "front-door", title, raw(html.table(("Module", "What it holds"), rows, f"Modules: {title}", wide=(1,)))))
+                sections.append(
+                    self.section(
+                        room or "front-door",
+                        title,
+                        raw(
+                            html.table(
+                                ("Module", "What it holds"), rows, f"Modules: {title}", wide=(1,)
+                            )
+                        ),
+                    )
+                )
         return sections
 
 

@@ -30,7 +30,9 @@ class Chapter:
 @cache
 def repository() -> str:
     """The repository's address, from `_config.yml`, the one place that has it."""
-    return re.search(r"^\s*url:\s*(https://\S+)\s*$", (ROOT / "_config.yml").read_text(encoding="utf-8"), re.M)[1].rstrip("/")
+    return re.search(
+        r"^\s*url:\s*(https://\S+)\s*$", (ROOT / "_config.yml").read_text(encoding="utf-8"), re.M
+    )[1].rstrip("/")
 
 
 def source_link(path: str) -> str:
@@ -49,7 +51,7 @@ def papers() -> tuple[Paper, ...]:
 
 
 def parts() -> dict[str, str]:
-    return catalogue.PARTS
+    return {key: part.title for key, part in catalogue.PARTS.items()}
 
 
 @cache
@@ -73,7 +75,13 @@ def chapter(stem: str) -> Chapter | None:
 @cache
 def in_toc() -> frozenset[str]:
     """Stems whose chapter stands in the table of contents."""
-    return frozenset(re.findall(r"^\s*-?\s*file:\s*notebooks/(\w+)\s*$", (ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"), re.M))
+    return frozenset(
+        re.findall(
+            r"^\s*-?\s*file:\s*notebooks/(\w+)\s*$",
+            (ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"),
+            re.M,
+        )
+    )
 
 
 def written(stem: str) -> bool:
@@ -110,5 +118,10 @@ def kernel_files() -> list[Path]:
 
 def dependencies() -> list[str]:
     """Files whose change must rebuild the generated pages."""
-    files = [*(ROOT / "refimpl").rglob("*.py"), ROOT / "book" / "_toc.yml", *NOTEBOOKS.glob("*.ipynb"), *RESULTS.glob("*.json")]
+    files = [
+        *(ROOT / "refimpl").rglob("*.py"),
+        ROOT / "book" / "_toc.yml",
+        *NOTEBOOKS.glob("*.ipynb"),
+        *RESULTS.glob("*.json"),
+    ]
     return [str(f) for f in files]

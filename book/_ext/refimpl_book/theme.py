@@ -24,9 +24,17 @@ def configure(app, config):
 
 def finish_page(app, pagename, templatename, context, doctree):
     """No script that breaks or asks a third party; names and roles that the theme leaves out; a chapter's line of evidence under its title."""
-    wanted = [s for s in context["script_files"] if not any(u in str(getattr(s, "filename", s)) for u in UNWANTED)]
-    context["script_files"] = [s for s in wanted if "thebe" not in str(getattr(s, "attributes", {}).get("body", ""))]
-    context["css_files"] = [c for c in context["css_files"] if "thebe" not in str(getattr(c, "filename", c))]
+    wanted = [
+        s
+        for s in context["script_files"]
+        if not any(u in str(getattr(s, "filename", s)) for u in UNWANTED)
+    ]
+    context["script_files"] = [
+        s for s in wanted if "thebe" not in str(getattr(s, "attributes", {}).get("body", ""))
+    ]
+    context["css_files"] = [
+        c for c in context["css_files"] if "thebe" not in str(getattr(c, "filename", c))
+    ]
     if "generate_toctree_html" in context:
         context["generate_toctree_html"] = named_tree(context["generate_toctree_html"], pagename)
     body = context.get("body", "")
@@ -40,14 +48,22 @@ def finish_page(app, pagename, templatename, context, doctree):
 
 def named_solutions(body: str) -> str:
     """A folded solution says which one it is, instead of `Show code cell content`."""
-    shown, hidden = '<p class="collapsed admonition-title">Show code cell content</p>', '<p class="expanded admonition-title">Hide code cell content</p>'
+    shown, hidden = (
+        '<p class="collapsed admonition-title">Show code cell content</p>',
+        '<p class="expanded admonition-title">Hide code cell content</p>',
+    )
     first, *rest = body.split(shown)
     named = [first]
     for piece in rest:
         title = re.search(r"#@title (Solution \d+)", html.plain(piece[: piece.find("</pre>")]))
         if title:
-            piece = piece.replace(hidden, hidden.replace("Hide code cell content", f"Hide {title[1]}"), 1)
-        named += [shown.replace("Show code cell content", f"Show {title[1]}") if title else shown, piece]
+            piece = piece.replace(
+                hidden, hidden.replace("Hide code cell content", f"Hide {title[1]}"), 1
+            )
+        named += [
+            shown.replace("Show code cell content", f"Show {title[1]}") if title else shown,
+            piece,
+        ]
     return "".join(named)
 
 
@@ -61,7 +77,12 @@ def named_tree(generate, pagename: str):
 
     def generated(*args, **kwargs):
         tree = str(generate(*args, **kwargs))
-        tree = re.sub(r'(<a class="[^"]*reference internal" href="([^"]*notebooks/(\w+)\.html|#)"[^>]*>)((?:(?!</a>).)*)(</a>)', short, tree, flags=re.S)
+        tree = re.sub(
+            r'(<a class="[^"]*reference internal" href="([^"]*notebooks/(\w+)\.html|#)"[^>]*>)((?:(?!</a>).)*)(</a>)',
+            short,
+            tree,
+            flags=re.S,
+        )
         return re.sub(
             r'(<a class="[^"]*reference internal"[^>]*>)((?:(?!</a>).)*)(</a><details[^>]*><summary)>',
             lambda m: f'{m[1]}{m[2]}{m[3]} aria-label="Pages of {html.escape(html.plain(m[2]))}">',
@@ -79,18 +100,30 @@ def evidence(stem: str, pathto) -> str:
     if cases:
         good = sum(c["passed"] for c in cases)
         worst = max((c["deviation"] for c in cases if c["deviation"] is not None), default=None)
-        text = f"{good} of {len(cases)} official cases equal" if good < len(cases) else f"equal to the official code in {good} case{'s' if good > 1 else ''}"
+        text = (
+            f"{good} of {len(cases)} official cases equal"
+            if good < len(cases)
+            else f"equal to the official code in {good} case{'s' if good > 1 else ''}"
+        )
         text += f", largest deviation {html.figure(worst, 2)}" if worst else ""
         tone = "good" if good == len(cases) else "bad"
         sign = "✓" if tone == "good" else "✗"
-        items.append(f'<a class="badge-line {tone}" href="{pathto("book/exactness")}#{stem}"><span aria-hidden="true">{sign}</span> {text}</a>')
+        items.append(
+            f'<a class="badge-line {tone}" href="{pathto("book/exactness")}#{stem}"><span aria-hidden="true">{sign}</span> {text}</a>'
+        )
     stamp = sources.chapter(stem).stamp
     if stamp:
-        items.append(f"executed {stamp['date']} in {stamp['seconds']:.0f} s with torch {html.escape(stamp['torch'])}")
+        items.append(
+            f"executed {stamp['date']} in {stamp['seconds']:.0f} s with torch {html.escape(stamp['torch'])}"
+        )
     items.append(html.link(pathto(f"book/api/refimpl.papers.{stem}"), "API"))
     items.append(html.link(sources.source_link(f"refimpl/papers/{stem}.py"), "source"))
     items.append(html.link(sources.source_link(f"tests/papers/test_{stem}.py"), "tests"))
-    return '<p class="evidence">' + '<span class="dot" aria-hidden="true"> · </span>'.join(items) + "</p>"
+    return (
+        '<p class="evidence">'
+        + '<span class="dot" aria-hidden="true"> · </span>'.join(items)
+        + "</p>"
+    )
 
 
 def evidence_dates(app, doctree):
@@ -121,9 +154,13 @@ FRONT = """<!DOCTYPE html>
 def front_door(app, exception):
     """`index.html` leads to the first page."""
     if not exception and app.builder.format == "html":
-        text = FRONT.format(title=html.escape(app.config.html_title), home=f"{app.config.root_doc}.html")
+        text = FRONT.format(
+            title=html.escape(app.config.html_title), home=f"{app.config.root_doc}.html"
+        )
         (Path(app.outdir) / "index.html").write_text(text, encoding="utf-8")
-        (Path(app.outdir) / ".nojekyll").touch()  # Pages would leave out folders that begin with an underscore
+        (
+            Path(app.outdir) / ".nojekyll"
+        ).touch()  # Pages would leave out folders that begin with an underscore
 
 
 def always_finish(app, env, added, changed, removed) -> list[str]:

@@ -1,0 +1,257 @@
+"""Measure vector search: our LeanVec index beside exact search in NumPy, faiss and Intel's SVS, on the same vectors, in turns.
+
+    python book/bench/leanvec.py [--vectors 100000] [--rounds 5] [--no-graph]
+
+Writes `book/results/leanvec.json`. 100 000 unit vectors of 384 dimensions (1 000 clusters of intrinsic dimension 48, and noise), 2 000 held-out
+queries, inner product, one thread. For an index with a knob: the smallest settings that reach a recall@10 of 0.90 and 0.95. The peers
+(`pip install 'refimpl[peers]'`) are left out where they can't be imported. Building our graph takes minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from refimpl.lab import measure  # noqa: E402
+from refimpl.papers.leanvec import LeanVecIndex  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+K, DIMS, DEGREE = 10, 96, 32
+KNOBS = (10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
+
+
+def clustered(
+    n: int, m: int, dim: int = 384, clusters: int = 1000, intrinsic: int = 48, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (n, dim) and queries (m, dim), unit length, float32: points around cluster centres in a subspace, and noise in all of it."""
+    g = np.random.default_rng(seed)
+    basis = g.standard_normal((intrinsic, dim)) / np.sqrt(intrinsic)
+    centres = g.standard_normal((clusters, intrinsic))
+
+    def draw(count: int) -> np.ndarray:
+        inside = centres[g.integers(clusters, size=count)] + 0.5 * g.standard_normal(
+            (count, intrinsic)
+        )
+        x = inside @ basis + 0.1 * g.standard_normal((count, dim))
+        return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+    return draw(n), draw(m)
+
+
+def exact_numpy(X: np.ndarray, Q: np.ndarray) -> np.ndarray:
+    """Ids (m, K) by inner product: a matrix product and a partial sort, 500 queries at a time so that the scores fit."""
+    return np.concatenate(
+        [np.argpartition(Q[i : i + 500] @ X.T, -K, axis=1)[:, -K:] for i in range(0, len(Q), 500)]
+    )
+
+
+def recall(found: np.ndarray, truth: np.ndarray) -> float:
+    return float((found[:, :, None] == truth[:, None]).any(1).mean())
+
+
+def timed(build):
+    start = time.perf_counter()
+    return build(), time.perf_counter() - start
+
+
+def ours(X: np.ndarray, graph: bool):
+    """Name, build seconds, bytes a vector, and search(queries, knob) of our index, scanning and (where built) walking the graph."""
+    index, seconds = timed(lambda: LeanVecIndex(DIMS, degree=0).build(X))
+    yield (
+        f"refimpl LeanVec {DIMS}, scan",
+        seconds,
+        index.bytes_per_vector,
+        lambda Q, knob: index.search(Q, K, window=knob)[0],
+    )
+    if graph:
+        walk, seconds = timed(
+            lambda: LeanVecIndex(DIMS, degree=DEGREE).build(
+                X, progress=lambda b: tqdm(b, desc="our graph", unit="batch")
+            )
+        )
+        yield (
+            f"refimpl LeanVec {DIMS}, graph",
+            seconds,
+            walk.bytes_per_vector,
+            lambda Q, knob: walk.search(Q, K, window=knob)[0],
+        )
+
+
+def of_faiss(X: np.ndarray):
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    for name, knob_name in (
+        ("Flat", None),
+        (f"HNSW{DEGREE}", "efSearch"),
+        (f"HNSW{DEGREE}_SQ8", "efSearch"),
+    ):
+        index = faiss.index_factory(X.shape[1], name, faiss.METRIC_INNER_PRODUCT)
+
+        def build(index=index):
+            index.train(X)
+            index.add(X)
+
+        _, seconds = timed(build)
+
+        def search(Q, knob, index=index, knob_name=knob_name):
+            if knob_name:
+                faiss.ParameterSpace().set_index_parameter(index, knob_name, knob)
+            return index.search(Q, K)[1]
+
+        yield (
+            f"faiss {name}",
+            seconds,
+            len(faiss.serialize_index(index)) / len(X),
+            search if knob_name else lambda Q, _, search=search: search(Q, None),
+        )
+
+
+def svs_compresses() -> bool:
+    """Whether SVS's LVQ and LeanVec run here: on a processor that is not Intel's they end the process with a message."""
+    return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+
+
+def of_svs(X: np.ndarray):
+    import svs
+
+    parameters = svs.VamanaBuildParameters(graph_max_degree=DEGREE, window_size=64, alpha=0.95)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "vectors.fvecs")
+        svs.write_vecs(X, path)
+        loader = svs.VectorDataLoader(path, svs.DataType.float32, dims=X.shape[1])
+        sources = {"Vamana float32": (X, 4 * X.shape[1])}
+        if svs_compresses():
+            kind = svs.LeanVecKind.lvq8
+            sources["Vamana LVQ8"] = (svs.LVQLoader(loader, primary=8), X.shape[1] + 8)
+            lean = svs.LeanVecLoader(loader, DIMS, primary_kind=kind, secondary_kind=kind)
+            sources[f"Vamana LeanVec {DIMS}"] = (lean, DIMS + X.shape[1] + 16)
+        for name, (source, size) in sources.items():
+            index, seconds = timed(
+                lambda source=source: svs.Vamana.build(
+                    parameters, source, svs.DistanceType.MIP, num_threads=1
+                )
+            )
+
+            def search(Q, knob, index=index):
+                index.search_window_size = knob
+                return index.search(Q, K)[0]
+
+            yield (
+                f"SVS {name}",
+                seconds,
+                size + 4 * DEGREE,
+                search,
+            )  # codes, constants and edges, computed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--vectors", type=int, default=100_000, metavar="N")
+    parser.add_argument(
+        "--queries", type=int, default=2_000, metavar="M", help="searched in one batch"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="rounds in turns")
+    parser.add_argument(
+        "--no-graph", action="store_true", help="leave our graph out: it takes minutes to build"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "book" / "results" / "leanvec.json", metavar="FILE"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    X, Q = clustered(arguments.vectors, arguments.queries)
+    truth = exact_numpy(X, Q)
+
+    sources = [ours(X, not arguments.no_graph)]
+    sources += [of_faiss(X)] if importlib.util.find_spec("faiss") else []
+    sources += [of_svs(X)] if importlib.util.find_spec("svs") else []
+    rows = [
+        {
+            "index": "NumPy, exact",
+            "knob": None,
+            "recall": 1.0,
+            "build_seconds": 0.0,
+            "bytes": 4.0 * X.shape[1],
+            "search": lambda: exact_numpy(X, Q),
+        }
+    ]
+    for name, seconds, size, search in (entry for source in sources for entry in source):
+        reached = set()
+        for knob in KNOBS:
+            share = recall(search(Q, knob), truth)
+            for goal in {0.90, 0.95} - reached:
+                if share >= goal:
+                    reached.add(goal)
+                    if not any(r["index"] == name and r["knob"] == knob for r in rows):
+                        row = {
+                            "index": name,
+                            "knob": knob,
+                            "recall": share,
+                            "build_seconds": seconds,
+                            "bytes": size,
+                        }
+                        rows.append(
+                            row | {"search": lambda search=search, knob=knob: search(Q, knob)}
+                        )
+            if len(reached) == 2:
+                break
+        print(f"{name}: built in {seconds:.1f} s, {size:.0f} bytes a vector")
+
+    seconds = [[] for _ in rows]
+    for turn in tqdm(range(arguments.rounds), unit="round", desc="in turns"):
+        for i in range(len(rows))[:: 1 if turn % 2 == 0 else -1]:
+            seconds[i].append(timed(rows[i]["search"])[1])
+    for row, times in zip(rows, seconds, strict=True):
+        del row["search"]
+        ratios = [numpy / own for numpy, own in zip(seconds[0], times, strict=True)]
+        row |= {
+            "qps": len(Q) / statistics.median(times),
+            "ratio_to_numpy": statistics.median(ratios),
+            "low": min(ratios),
+            "high": max(ratios),
+        }
+        rate = f"{row['qps']:>8,.0f} queries/s {row['ratio_to_numpy']:>6.1f}x"
+        print(
+            f"{row['index']:<28} {row['knob'] or '':>4} recall {row['recall']:.3f} {rate} {row['bytes']:>6.0f} bytes"
+        )
+    modules = {"numpy": "numpy", "torch": "torch", "faiss-cpu": "faiss", "scalable-vs": "svs"}
+    versions = {
+        package: importlib.metadata.version(package)
+        for package, module in modules.items()
+        if importlib.util.find_spec(module)
+    }
+    result = {
+        "machine": measure.machine() | {"threads": 1},
+        "versions": versions,
+        "vectors": len(X),
+        "dim": X.shape[1],
+        "queries": len(Q),
+        "k": K,
+        "rows": rows,
+    }
+    if importlib.util.find_spec("svs") and not svs_compresses():
+        result["left_out"] = "LVQ and LeanVec of scalable-vs run on Intel processors only"
+    arguments.output.parent.mkdir(exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"-> {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The papers as data: what each says, what is claimed, where its code departs from its text.
+
+One file per paper, `catalogue/<stem>.py`, which defines `PAPER`. `PARTS` is the only place of the
+book's order. Imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Literal, NamedTuple
+
+Kind = Literal["identity", "miniature", "out_of_reach"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence of a paper that can be tested."""
+
+    id: str  # "<stem>.<number>"
+    statement: str  # as strong as the abstract says it
+    reported: str  # the paper's own numbers
+    kind: Kind
+    rule: str = ""  # which measured quantity means what; see `chapter.claims.verdict`
+    needs: str = ""  # out_of_reach: the hardware or data that a laptop lacks
+    command: str = ""  # out_of_reach: what would test it
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where the official code departs from the paper, or from sense."""
+
+    id: str  # "<stem>.d<number>"
+    paper_says: str
+    code_does: str
+    effect: str
+    test: str = ""  # of a test that shows it: "tests/papers/test_<stem>.py::test_name"
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What the book knows about a paper before it runs anything."""
+
+    stem: str
+    name: str  # short name, "EfficientViT"
+    title: str
+    authors: str
+    venue: str
+    year: int
+    idea: str  # one line
+    arxiv: str = ""
+    code: str = ""  # repository of the official code, "" where there is none
+    commit: str = ""
+    licence: str = ""
+    variants: tuple[str, ...] = ()  # models that can be created, as in the paper's table
+    kernels: tuple[str, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def url(self) -> str:
+        """Address on arXiv, `""` where the paper is not there."""
+        return f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else ""
+
+    @property
+    def part(self) -> str:
+        """Key of the part of the book that it stands in."""
+        return next(key for key, part in PARTS.items() if self.stem in part.stems)
+
+
+class Part(NamedTuple):
+    """A part of the book: its title, and its papers in the book's order."""
+
+    title: str
+    stems: tuple[str, ...]
+
+
+PARTS: dict[str, Part] = {
+    "attention": Part(
+        "Attention rebuilt", ("efficientvit", "efficientformer", "efficientmod", "fmvit")
+    ),
+    "state_spaces": Part("State spaces", ("efficientvim", "efficientvmamba")),
+    "tokens": Part("Fewer tokens", ("stvit", "lookupvit", "lgvit")),
+    "bits": Part(
+        "Fewer bits and multiplications",
+        ("efficientqat", "qhyvit", "shiftaddvit", "mpcvit", "edge_moe"),
+    ),
+    "search": Part("Searching for architectures", ("elasticvit", "asvit", "turbovit", "nvit")),
+    "learning": Part("Learning with less", ("tinyvit", "deit_lt", "hint_aug", "vivit")),
+    "work": Part(
+        "At work",
+        ("medvitv2", "breast_efficientnet", "building_unetpp", "dfu_ensemble", "toc3d"),
+    ),
+    "beyond": Part("Beyond vision", ("enamel", "leanvec")),
+    "inside": Part("Seeing inside", ("convit", "dvt")),
+}
+
+# Models that papers start from: module in refimpl.bases, also the prefix of the name -> variants.
+BASES: dict[str, tuple[str, ...]] = {
+    "deit": ("tiny", "small", "base", "tiny_distilled", "small_distilled", "base_distilled"),
+}
+
+# stem -> paper, in the book's order
+PAPERS: dict[str, Paper] = {
+    stem: import_module(f"{__name__}.{stem}").PAPER
+    for part in PARTS.values()
+    for stem in part.stems
+}

@@ -1,0 +1,155 @@
+"""The paper EfficientViT: its claims with their rules, and where its code departs from its text."""
+
+from refimpl.catalogue import Claim, Difference, Paper
+
+PAPER = Paper(
+    stem="efficientvit",
+    name="EfficientViT",
+    title="EfficientViT: Memory Efficient Vision Transformer with Cascaded Group Attention",
+    authors="Xinyu Liu, Houwen Peng, Ningxin Zheng, Yuqing Yang, Han Hu, Yixuan Yuan",
+    venue="CVPR",
+    year=2023,
+    idea=(
+        "One attention layer between feed-forward layers, its heads fed different channels in a "
+        "cascade: fewer bytes moved, fewer multiplications, heads that differ."
+    ),
+    arxiv="2305.07027",
+    code="https://github.com/microsoft/Cream/tree/main/EfficientViT",
+    commit="4a13c4091e78f9abd2160e7e01c02e48c1cf8fb9",
+    licence="MIT",
+    variants=("m0", "m1", "m2", "m3", "m4", "m5"),
+    kernels=("cascaded_group_attention",),
+    claims=(
+        Claim(
+            id="efficientvit.1",
+            statement=(
+                "The run time of attention is bounded by memory traffic: its element-wise "
+                "operations and reshapes lie below the machine's ridge point, and take a larger "
+                "share of the time than in a feed-forward layer of equal FLOPs."
+            ),
+            reported="profiles of Swin-T and DeiT-T on a V100: memory-bound operations dominate",
+            kind="miniature",
+        ),
+        Claim(
+            id="efficientvit.2",
+            statement=(
+                "At equal latency, an attention share of 20–40 % of the layers is at least as "
+                "accurate as the usual 50 %."
+            ),
+            reported="the best share of down-scaled Swin-T and DeiT-T on ImageNet lies at 20–40 %",
+            kind="miniature",
+        ),
+        Claim(
+            id="efficientvit.3",
+            statement=(
+                "Attention maps of the heads of one layer are more alike than those of random "
+                "queries and keys."
+            ),
+            reported="high average cosine similarity between heads, Swin-T and DeiT-T",
+            kind="miniature",
+        ),
+        Claim(
+            id="efficientvit.4",
+            statement=(
+                "Giving each head its own split of the channels, in a cascade, lowers the "
+                "similarity between heads."
+            ),
+            reported="lower similarity and higher accuracy than without the cascade, on M4",
+            kind="miniature",
+        ),
+        Claim(
+            id="efficientvit.5",
+            statement=(
+                "M5 is 1.9 points more accurate on ImageNet than MobileNetV3-Large, with more "
+                "throughput on a GPU and on a CPU."
+            ),
+            reported="77.1 % top-1; +40.4 % throughput on a V100, +45.2 % on a Xeon",
+            kind="out_of_reach",
+            needs="ImageNet-1k, a V100 and a Xeon server",
+            command=(
+                "python main.py --eval --model EfficientViT_M5 --resume ./efficientvit_m5.pth "
+                "--data-path $PATH_TO_IMAGENET && python speed_test.py  # official repository, "
+                "EfficientViT/classification"
+            ),
+        ),
+        Claim(
+            id="efficientvit.6",
+            statement=(
+                "M2 is 1.8 points more accurate on ImageNet than MobileViT-XXS and several times "
+                "faster."
+            ),
+            reported="70.8 % top-1; 5.8× (GPU), 3.7× (CPU), 7.4× (ONNX) the speed",
+            kind="out_of_reach",
+            needs="ImageNet-1k, a V100, a Xeon server, ONNX Runtime",
+            command=(
+                "python main.py --eval --model EfficientViT_M2 --resume ./efficientvit_m2.pth "
+                "--data-path $PATH_TO_IMAGENET && python speed_test.py  # official repository, "
+                "EfficientViT/classification"
+            ),
+        ),
+        Claim(
+            id="efficientvit.7",
+            statement=(
+                "Folding batch normalisation into the convolutions leaves the function unchanged."
+            ),
+            reported="used for every speed in the paper; no deviation given",
+            kind="identity",
+        ),
+        Claim(
+            id="efficientvit.8",
+            statement=(
+                "With h heads, splitting the channels divides the multiplications of the query, "
+                "key and value projections by h and leaves the rest of attention as it was."
+            ),
+            reported="fewer parameters and FLOPs, from the layer's definition",
+            kind="identity",
+        ),
+        Claim(
+            id="efficientvit.9",
+            statement=(
+                "The six models have the published sizes and grow from M0 to M5 in multiply-adds."
+            ),
+            reported=(
+                "2.3, 3.0, 4.2, 6.9, 8.8, 12.4 M parameters; 79, 167, 201, 263, 299, 522 M "
+                "multiply-adds"
+            ),
+            kind="identity",
+        ),
+    ),
+    differences=(
+        Difference(
+            id="efficientvit.d1",
+            paper_says="The relative position bias is a parameter of the attention layer.",
+            code_does=(
+                "In evaluation mode a gathered copy of the bias is cached when `eval()` is called."
+            ),
+            effect=(
+                "Weights loaded into a model that is already in evaluation mode keep the old bias "
+                "until `eval()` is called again."
+            ),
+            test="tests/papers/test_efficientvit.py::test_no_stale_bias_after_loading",
+        ),
+        Difference(
+            id="efficientvit.d2",
+            paper_says="A model lists the query kernels of four heads (7, 5, 3, 3).",
+            code_does=(
+                "Kernels are taken by head: stages with two or three heads use the first entries "
+                "only."
+            ),
+            effect="Such stages have fewer kernel sizes, and parameters, than the list suggests.",
+            test="tests/papers/test_efficientvit.py::test_kernels_go_by_head",
+        ),
+        Difference(
+            id="efficientvit.d3",
+            paper_says="The tables give FLOPs.",
+            code_does=(
+                "Multiply-adds of convolutions and matrix products are counted; softmax and "
+                "reductions are not."
+            ),
+            effect="A factor of two against papers that count both operations of a multiply-add.",
+            test=(
+                "tests/papers/test_efficientvit.py::test_published_flops_are_multiply_adds_without_softmax"
+            ),
+        ),
+    ),
+)

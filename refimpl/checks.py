@@ -1,0 +1,96 @@
+"""The words of every `ValueError`, once.
+
+Each function returns nothing when the value is right, and otherwise raises a `ValueError` that
+names the argument, the value that was given, and what is accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def choice(name: str, value: object, options: Iterable[str], what: str = "") -> None:
+    """`value` must be one of the options; the message gives the nearest ones.
+
+    name: the argument; what: a word for the kind of thing ("model"), where that says more.
+    """
+    options = list(options)
+    if value in options:
+        return
+    near = get_close_matches(str(value), options, 3, 0.5)
+    if near:
+        hint = f"did you mean {' or '.join(map(repr, near))}?"
+    elif len(options) <= 12:
+        hint = f"there are {', '.join(map(repr, options))}" if options else "there are none"
+    else:
+        hint = f"there are {len(options)}: {', '.join(map(repr, options[:8]))} …"
+    subject = f"unknown {what} {value!r}" if what else f"{name}={value!r} is not known"
+    raise ValueError(f"{subject}; {hint}")
+
+
+def at_least(least: float, **values: float | Iterable[float]) -> None:
+    """Every number, or every entry of a sequence, must be at least `least`."""
+    for name, value in values.items():
+        entries = value if isinstance(value, Iterable) else (value,)
+        if any(entry < least for entry in entries):
+            raise ValueError(f"{name}={value} must be at least {least}")
+
+
+def fraction(**values: float) -> None:
+    """Every number must be at least 0 and less than 1."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}={value} must be at least 0 and less than 1")
+
+
+def same_length(**sequences: tuple) -> None:
+    """The sequences must have one entry per stage each, and not be empty."""
+    lengths = {len(sequence) for sequence in sequences.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        given = ", ".join(f"{name}={value}" for name, value in sequences.items())
+        raise ValueError(f"{given} must be equally long: one entry for each stage")
+
+
+def multiple(of: int, why: str = "", **values: int) -> None:
+    """Every number must be a positive multiple of `of`; `why` follows the sentence."""
+    for name, value in values.items():
+        if value < of or value % of:
+            reason = f", {why}" if why else ""
+            raise ValueError(f"{name}={value} must be a positive multiple of {of}{reason}")
+
+
+def heads(dim: int, num_heads: int) -> None:
+    """The heads must divide the width."""
+    if num_heads < 1 or dim % num_heads:
+        raise ValueError(f"num_heads={num_heads} must be at least 1 and divide dim={dim}")
+
+
+def image(
+    x, in_chans: int, size: tuple[int, int] | None = None, multiple: int | None = None
+) -> None:
+    """`x` must be a batch of images (b, in_chans, h, w) of this size, or with sides that are multiples."""
+    if x.dim() != 4:
+        raise ValueError(
+            f"images must be (batch, channels, height, width), got {x.dim()} dimensions:"
+            f" {tuple(x.shape)}"
+        )
+    if not x.is_floating_point():
+        raise ValueError(
+            f"images are {x.dtype}, this model wants a floating type: convert and normalise first,"
+            " for example images.float() / 255"
+        )
+    if x.shape[1] != in_chans:
+        raise ValueError(
+            f"images have {x.shape[1]} channels, this model was built with in_chans={in_chans}"
+        )
+    height, width = x.shape[2:]
+    if size is not None and (height, width) != tuple(size):
+        raise ValueError(
+            f"images are {height}×{width} pixels, this model was built for"
+            f" img_size={size[0]} ({size[0]}×{size[1]})"
+        )
+    if multiple is not None and (height % multiple or width % multiple):
+        raise ValueError(
+            f"images are {height}×{width} pixels, both sides must be multiples of {multiple}"
+        )
