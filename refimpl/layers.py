@@ -1,11 +1,12 @@
 """The blocks that everybody already knows, written once.
 
-Shapes are given in einops letters: `b` batch, `c` channels, `h w` rows and columns of a map, `n` tokens,
-`heads`, `d` width of one head.
+Shapes are given in einops letters: `b` batch, `c` channels, `h w` rows and columns of a map,
+`n` tokens, `heads`, `d` width of one head.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,70 +14,16 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from refimpl import checks
-
-
-def fold_norm(conv: nn.Conv2d | nn.Conv1d | nn.Linear, norm: nn.Module) -> nn.Module:
-    """The one layer that computes `norm(conv(x))` in evaluation mode.
-
-    With batch statistics μ, σ² and affine γ, β: W' = W·γ/√(σ²+ε), b' = β + (b − μ)·γ/√(σ²+ε).
-    """
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    weight = conv.weight * scale.reshape(-1, *[1] * (conv.weight.dim() - 1))
-    bias = norm.bias - norm.running_mean * scale
-    if conv.bias is not None:
-        bias = bias + conv.bias * scale
-    if isinstance(conv, nn.Linear):
-        folded = nn.Linear(conv.in_features, conv.out_features)
-    else:
-        folded = type(conv)(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-        )
-    folded.weight = nn.Parameter(weight.detach().clone(), requires_grad=conv.weight.requires_grad)
-    folded.bias = nn.Parameter(bias.detach().clone(), requires_grad=conv.weight.requires_grad)
-    return folded.to(conv.weight.device, conv.weight.dtype).train(conv.training)
-
-
-class Pointwise(nn.Linear):
-    """A 1×1 convolution as a product on token rows: (b, c, h, w) stored channels last -> (b, out, h, w) stored alike."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-def linear(weight: Tensor, bias: Tensor | None, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
-    """A layer that holds a copy of these weights (out, in) and this bias (out,)."""
-    layer = kind(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    layer.load_state_dict(
-        {"weight": weight.detach().clone()}
-        | ({} if bias is None else {"bias": bias.detach().clone()}),
-        assign=True,
-    )
-    return layer
-
-
-def store_by_input(model: nn.Module) -> nn.Module:
-    """Lay out the weights of all linear layers input by input, shapes and values unchanged, and return the model.
-
-    A product of few rows with weights that are not in a cache is bound by reading them; in this order it is up to a fifth faster on a CPU.
-    """
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear):
-            layer.weight.data = layer.weight.data.t().contiguous().t()
-    return model
 
 
 class ConvNorm(nn.Module):
     """Convolution without bias, then batch normalisation: (b, c, h, w) -> (b, out_chans, h', w').
 
-    `padding=None` keeps the side of an odd kernel at stride 1. `norm_weight` is the initial γ.
+    padding: half the kernel unless given, which keeps the size at stride 1; norm_weight: the
+    initial γ of the norm.
     """
 
     def __init__(
@@ -101,12 +48,18 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x))
 
     def fuse(self) -> nn.Conv2d:
-        """The equivalent single convolution (evaluation mode)."""
-        return fold_norm(self.conv, self.norm)
+        """The one convolution that computes the same in evaluation mode; frozen if `conv` is."""
+        pair = copy.deepcopy(self).eval()
+        folded = fuse_conv_bn_eval(pair.conv, pair.norm)
+        folded.bias.requires_grad_(self.conv.weight.requires_grad)
+        return folded
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: while training, drop the whole branch of a sample with probability `p`, else scale it by 1/(1−p)."""
+    """Stochastic depth: (b, …) -> the same shape.
+
+    While training, the branch of a sample is dropped with probability `p`, else scaled by 1/(1−p).
+    """
 
     def __init__(self, p: float = 0.0):
         super().__init__()
@@ -115,27 +68,26 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.p == 0.0 or not self.training:
             return x
-        keep = x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(1 - self.p)
+        keep = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(1 - self.p)
         return x * keep / (1 - self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
 
 
-class Mlp(nn.Module):
-    """Two linear layers with an activation between: (…, dim) -> (…, dim)."""
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """One rate for each of `depth` blocks, rising linearly from 0 to `rate`."""
+    return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
-    def __init__(
-        self,
-        dim: int,
-        hidden_dim: int,
-        act: Callable[[], nn.Module] = nn.GELU,
-        out_dim: int | None = None,
-    ):
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between: (…, dim) -> (…, dim)."""
+
+    def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
-        self.act = act()
-        self.fc2 = nn.Linear(hidden_dim, out_dim or dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))
@@ -157,31 +109,6 @@ class PatchEmbed(nn.Module):
         checks.image(x, self.proj.in_channels, (self.img_size, self.img_size))
         return rearrange(self.proj(x), "b c h w -> b (h w) c")
 
-    def fuse(self) -> PatchProduct:
-        return PatchProduct(self)
-
-
-class PatchProduct(nn.Module):
-    """`PatchEmbed` as one matrix product on flattened patches, which do not overlap: (b, c, H, W) -> (b, n, embed_dim)."""
-
-    def __init__(self, embed: PatchEmbed):
-        super().__init__()
-        self.img_size, self.patch_size, self.in_chans = (
-            embed.img_size,
-            embed.patch_size,
-            embed.proj.in_channels,
-        )
-        self.proj = linear(embed.proj.weight.flatten(1), embed.proj.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        checks.image(x, self.in_chans, (self.img_size, self.img_size))
-        return self.proj(
-            rearrange(x, "b c (h y) (w x) -> b (h w) (c y x)", y=self.patch_size, x=self.patch_size)
-        )
-
-    def fuse(self) -> PatchProduct:
-        return self
-
 
 class SqueezeExcite(nn.Module):
     """Reweight channels by their global mean: (b, c, h, w) -> (b, c, h, w)."""
@@ -192,15 +119,8 @@ class SqueezeExcite(nn.Module):
         self.fc2 = nn.Conv2d(hidden_dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        s = x.mean((2, 3), keepdim=True)
-        return x * torch.sigmoid(self.fc2(F.relu(self.fc1(s))))
-
-
-class LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation over the channels of a map: (b, c, h, w) -> (b, c, h, w)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rearrange(super().forward(rearrange(x, "b c h w -> b h w c")), "b h w c -> b c h w")
+        squeezed = x.mean((2, 3), keepdim=True)  # (b, c, 1, 1)
+        return x * torch.sigmoid(self.fc2(F.relu(self.fc1(squeezed))))
 
 
 @dataclass(frozen=True)

@@ -91,9 +91,8 @@ def load_official(
             f"{type(model).__name__}: these weights don't fit ({kind} names, {len(problems)} problems; the model is unchanged)\n  "
             + "\n  ".join(problems[:12])
         )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(mapped[name].reshape(tensor.shape))
+    # a fused model's state dict holds copies: only load_state_dict reaches the tensors themselves
+    model.load_state_dict({name: mapped[name].reshape(t.shape) for name, t in own.items()})
     return model
 
 

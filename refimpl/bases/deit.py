@@ -23,6 +23,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from refimpl import checks, weights
+from refimpl.deploy import PatchProduct, column_major, linear_like
 from refimpl.layers import (
     DropPath,
     Layout,
@@ -31,8 +32,6 @@ from refimpl.layers import (
     Probe,
     attention,
     attention_map,
-    linear,
-    store_by_input,
 )
 
 POSITIONS = ("learned", "sincos", "none")
@@ -94,7 +93,7 @@ class ClassAttention(nn.Module):
         self.tokens, self.num_heads = tokens, attn.num_heads
         parts = [attn.proj.in_features, 2 * attn.proj.in_features]
         biases = (None, None) if attn.qkv.bias is None else attn.qkv.bias.split(parts)
-        self.q, self.kv = map(linear, attn.qkv.weight.split(parts), biases)
+        self.q, self.kv = map(linear_like, attn.qkv.weight.split(parts), biases)
         self.probe, self.proj = attn.probe, attn.proj
 
     def heads(self, q: Tensor) -> Tensor:
@@ -248,10 +247,12 @@ class VisionTransformer(nn.Module):
 
 def read_alone(model: nn.Module, tokens: int) -> nn.Module:
     """Change a transformer in place: patches by a matrix product, a last block for the first `tokens` alone, weights stored input by input."""
-    model.patch_embed = model.patch_embed.fuse()
+    if isinstance(model.patch_embed, PatchEmbed):
+        model.patch_embed = PatchProduct(model.patch_embed)
     if isinstance(model.blocks[-1], Block):
         model.blocks[-1] = ClassBlock(model.blocks[-1], tokens)
-    return store_by_input(model)
+    column_major(model)
+    return model
 
 
 def check_transformer(

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from refimpl import checks, weights
 from refimpl.bases.deit import Block, check_transformer, init_weights, read_alone
-from refimpl.layers import Layout, PatchEmbed, Probe, attention_map, linear
+from refimpl.deploy import linear_like
+from refimpl.layers import Layout, PatchEmbed, Probe, attention_map
 
 
 def relative_features(rows: int, cols: int) -> Tensor:
@@ -166,7 +167,7 @@ class FixedGPSA(nn.Module):
         super().__init__()
         self.num_heads = layer.num_heads
         biases = None if layer.v.bias is None else torch.cat([layer.qk.bias, layer.v.bias])
-        self.qkv = linear(torch.cat([layer.qk.weight, layer.v.weight]), biases)
+        self.qkv = linear_like(torch.cat([layer.qk.weight, layer.v.weight]), biases)
         for name, tensor in zip(
             ("p_row", "p_col", "gate"),
             (*layer.positional_factors(*grid), layer.gate()[:, None, None]),

@@ -24,23 +24,19 @@ Multiply-adds a window: N·C·(2·d_k + c) for the projections (h times less tha
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from refimpl import checks
+from refimpl.deploy import deploy
 from refimpl.layers import (
     ConvNorm,
     DropPath,
     Layout,
-    Pointwise,
     Probe,
     SqueezeExcite,
-    linear,
-    store_by_input,
 )
 from refimpl.weights import Rules
 
@@ -253,15 +249,6 @@ class NormLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.norm(x))
 
-    def fuse(self) -> nn.Linear:
-        """The equivalent linear layer. The norm comes first here: W' = W·diag(γ/√(σ²+ε)), b' = W(β − μγ/√(σ²+ε)) + b."""
-        folded, norm = copy.deepcopy(self.linear), self.norm
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        with torch.no_grad():
-            folded.bias += folded.weight @ (norm.bias - norm.running_mean * scale)
-            folded.weight *= scale
-        return folded
-
 
 class EfficientViT(nn.Module):
     """Images (b, in_chans, img_size, img_size) -> logits (b, num_classes).
@@ -342,25 +329,9 @@ class EfficientViT(nn.Module):
         return self.forward_head(self.forward_features(images))
 
     def fuse(self) -> EfficientViT:
-        """The deployment form: a copy with every batch norm folded away and every map stored channels last.
-
-        A map then is a table of tokens, so 1×1 convolutions become matrix products (weights stored input by input) and heads need no copies.
-        """
-        return store_by_input(deploy(copy.deepcopy(self).eval())).to(
-            memory_format=torch.channels_last
-        )
+        return deploy(self)
 
     name_maps: dict[str, Rules] = {}
-
-
-def deploy(module: nn.Module) -> nn.Module:
-    """Fold norms and turn 1×1 convolutions into products, in place, all the way down."""
-    for name, child in module.named_children():
-        child = child.fuse() if isinstance(child, (ConvNorm, NormLinear)) else deploy(child)
-        if isinstance(child, nn.Conv2d) and child.kernel_size == (1, 1):
-            child = linear(child.weight.flatten(1), child.bias, Pointwise)
-        setattr(module, name, child)
-    return module
 
 
 SHARED: Rules = [

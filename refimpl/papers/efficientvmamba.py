@@ -20,7 +20,6 @@ Multiply-adds of a layer for N pixels: 3·d·E projections, E·(R + 2n) + R·E f
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -28,8 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refimpl import checks
+from refimpl.deploy import deploy
 from refimpl.kernels.selective_scan import selective_scan
-from refimpl.layers import ConvNorm, DropPath, SqueezeExcite, fold_norm, store_by_input
+from refimpl.layers import ConvNorm, DropPath, SqueezeExcite
 from refimpl.weights import Rules
 
 # Parity classes (row, column) of the four scans; the second and the last run down the columns, the others along the rows.
@@ -290,21 +290,9 @@ class EfficientVMamba(nn.Module):
         return self.head(self.norm(x).mean((1, 2)))
 
     def fuse(self) -> EfficientVMamba:
-        """The deployment form: a copy with every batch norm folded into its convolution. The layer norms depend on the image and stay."""
-        return store_by_input(deploy(copy.deepcopy(self).eval())).to(
-            memory_format=torch.channels_last
-        )
+        return deploy(self)
 
     name_maps: dict[str, Rules] = {}
-
-
-def deploy(module: nn.Module) -> nn.Module:
-    """Fold batch norms, in place, all the way down."""
-    for name, child in module.named_children():
-        if isinstance(child, EVSSBlock) and isinstance(child.conv[1], nn.BatchNorm2d):
-            child.conv = nn.Sequential(fold_norm(child.conv[0], child.conv[1]), *child.conv[2:])
-        setattr(module, name, child.fuse() if isinstance(child, ConvNorm) else deploy(child))
-    return module
 
 
 # Official names, and those of older checkpoints, which the official loader renames.
