@@ -116,7 +116,7 @@ class Case:
 
         Tensors that the rule leaves alone (integers, `kept_at_init`) are taken from the freshly built model.
         """
-        rules = rules if rules is not None else getattr(model, "name_maps", {}).get("official", [])
+        rules = rules if rules is not None else weights.names_of(model).get("official", [])
         spec = spec or self.data.get("state") or {}
         given = weights.translate(self.state(spec), rules)
         own = model.state_dict()

@@ -1,15 +1,17 @@
 """Weights in and out: official checkpoints through short name maps, our own as safetensors.
 
-A model class carries `name_maps: dict[str, Rules]`. Rules turn a foreign tensor name into ours: an ordered list of
-`(pattern, replacement)` applied with `re.sub` (so a replacement may be a function, where indices shift); the replacement `None`
-drops every name that the pattern matches (buffers that are computed). Patterns are not anchored at the model's root unless they say
-so, so the same rules serve a part of a model.
+A paper's or base's file holds `NAMES: dict[str, Rules]` ("official", "timm", …), or no `NAMES` where
+the official names are kept. Rules turn a foreign tensor name into ours: an ordered list of `(pattern,
+replacement)` applied with `re.sub` (so a replacement may be a function, where indices shift); the
+replacement `None` drops every name that the pattern matches (buffers that are computed). Patterns are
+not anchored at the model's root unless they say so, so the same rules serve a part of a model.
 """
 
 from __future__ import annotations
 
 import pickle
 import re
+import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,7 +20,21 @@ import torch
 from torch import Tensor, nn
 
 Rules = list[tuple[str, str | Callable[[re.Match], str] | None]]
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "denoiser")
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+
+def names_of(model: nn.Module) -> dict[str, Rules]:
+    """The name maps of the file that defines the model, or a part of it; empty where names are kept.
+
+    A class derived in a notebook has the maps of the class that it is derived from.
+    """
+    if hasattr(model, "name_maps"):  # until every paper's file has `NAMES`
+        return model.name_maps
+    for kind in type(model).__mro__:
+        names = getattr(sys.modules.get(kind.__module__), "NAMES", None)
+        if names is not None:
+            return names
+    return {}
 
 
 def rename(name: str, rules: Rules) -> str | None:
@@ -68,6 +84,9 @@ def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
     for key in WRAPPERS:
         if isinstance(checkpoint.get(key), Mapping):
             return unwrap(checkpoint[key])
+    nested = [value for value in checkpoint.values() if isinstance(value, Mapping)]
+    if len(nested) == 1 and not any(isinstance(value, Tensor) for value in checkpoint.values()):
+        return unwrap(nested[0])
     return {k.removeprefix("module."): v for k, v in checkpoint.items() if isinstance(v, Tensor)}
 
 
@@ -76,12 +95,12 @@ def load_official(
 ) -> nn.Module:
     """Load the authors' (or timm's) weights into `model`, strictly, and return it.
 
-    `source` is a path or a state dict under official names. `rules` default to the one of `model.name_maps` that fits
+    `source` is a path or a state dict under official names. `rules` default to the one of `names_of(model)` that fits
     best. Every tensor of the model must be given exactly once, with its shape (axes of length one aside, so that a linear
     weight fits a 1×1 kernel) and a floating type where it is one; else a `ValueError` names the tensors and `model` is as it was.
     """
     state = read(source) if isinstance(source, (str, Path)) else unwrap(source)
-    maps = {"given": rules} if rules is not None else getattr(model, "name_maps", {}) | {"own": []}
+    maps = {"given": rules} if rules is not None else names_of(model) | {"own": []}
     own = model.state_dict()
     plans = {kind: translate(state, rule) for kind, rule in maps.items()}
     kind, mapped = min(plans.items(), key=lambda plan: len(own.keys() ^ plan[1].keys()))

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from refimpl import checks, weights
+from refimpl import checks
 from refimpl.deploy import PatchProduct, column_major, linear_like
 from refimpl.layers import (
     DropPath,
@@ -137,8 +137,6 @@ class VisionTransformer(nn.Module):
     pos_embed: "learned" (ViT, DeiT; a row for every token), "sincos" (fixed 2-D sines and cosines, as MAE and MoCo v3), "none".
     num_classes=0 leaves the head out. drop_path rises linearly over the blocks from 0 to the value given.
     """
-
-    name_maps: dict[str, weights.Rules] = {"official": [], "timm": []}
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from refimpl import checks, weights
+from refimpl import checks
 from refimpl.bases.deit import Block, check_transformer, init_weights, read_alone
 from refimpl.deploy import linear_like
 from refimpl.layers import Layout, PatchEmbed, Probe, attention_map
@@ -58,8 +58,6 @@ class GPSA(nn.Module):
     `locality_strength` is α of the convolutional start. `pos_proj.bias` (c_h) cancels in the softmax, so its gradient is zero; it is kept,
     frozen, because checkpoints hold it.
     """
-
-    name_maps: dict[str, weights.Rules] = {"official": [], "timm": []}
 
     def __init__(
         self,
@@ -188,8 +186,6 @@ class ConViT(nn.Module):
     The first `local_up_to_layer` blocks hold GPSA and see patches alone; then the class token joins and plain attention follows.
     `local_up_to_layer=0` is a ViT. num_classes=0 leaves the head out. drop_path rises linearly over the blocks.
     """
-
-    name_maps: dict[str, weights.Rules] = {"official": [], "timm": []}
 
     def __init__(
         self,

@@ -30,10 +30,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from refimpl import weights
 from refimpl.bases.deit import Block, resample_positions
 from refimpl.kernels.grid_encode import geometric_scales, grid_encode, table_rows
 from refimpl.layers import Layout
+from refimpl.weights import Rules
 
 Listener = Callable[[int, dict[str, float]], None]  # step, losses
 
@@ -147,8 +147,6 @@ class NeuralField(nn.Module):
 
 class ArtifactModel(nn.Module):
     """G and h: what a feature owes to its position in the view, and the small rest that depends on the feature itself."""
-
-    name_maps: dict[str, weights.Rules] = {"official": []}
 
     def __init__(self, feat_dim: int, noise_map_height: int, noise_map_width: int):
         super().__init__()
@@ -301,14 +299,6 @@ class Denoiser(nn.Module):
     Patch tokens only. The embedding belongs to a grid of noise_map_height × noise_map_width and is resampled to other grids.
     """
 
-    name_maps: dict[str, weights.Rules] = {
-        "official": [
-            (r"^vit\..*", None),
-            (r"^denoiser\.(?!\d)", "blocks.0."),
-            (r"^denoiser\.", "blocks."),
-        ]
-    }
-
     def __init__(
         self,
         feat_dim: int = 768,
@@ -414,3 +404,10 @@ VARIANTS: dict[str, dict] = {
     "denoiser_giant": dict(feat_dim=1536),
 }
 MODEL = Denoiser
+NAMES: dict[str, Rules] = {
+    "official": [
+        (r"^vit\.", None),
+        (r"^denoiser\.(?!\d)", "blocks.0."),  # a single block has no number
+        (r"^denoiser\.", "blocks."),
+    ]
+}
