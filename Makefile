@@ -17,12 +17,13 @@ export OMP_NUM_THREADS ?= 1
 SOURCES := $(shell git ls-files --cached --others --exclude-standard 2>/dev/null | grep -v ' ' | xargs -r ls -d 2>/dev/null || find refimpl book tests notebooks -type f)
 BOOK_SOURCES := $(filter book/% notebooks/% refimpl/% tests/golden/% _config.yml,$(SOURCES))
 
-.PHONY: help book test chapters portable execute serve bench readme address clean
+.PHONY: help book test chapters portable execute train serve bench readme address clean
 
 help:  ## list the targets
 	@echo "make book                     build the book: book/_build/html/index.html"
 	@echo "make test                     run every test, and every chapter from the built wheel, offline"
 	@echo "make execute [CHAPTER=stem]   run chapters in place, refresh their outputs and text pairs"
+	@echo "make train CHAPTER=stem       train and store a chapter's recorded runs: refimpl/checkpoints/"
 	@echo "make serve                    build the book and serve it at http://localhost:8000"
 	@echo "make bench                    measure: writes book/results/*.json"
 	@echo "make portable                 every chapter's digits under other instruction sets and thread counts"
@@ -66,6 +67,11 @@ portable: $(READY)  ## the same digits on other machines
 execute: $(READY)  ## run chapters in place
 	@$(PY) book/tools/execute.py -j $(JOBS) $(CHAPTER)
 	@echo "Executed: notebooks/"
+
+train: $(READY)  ## train and store a chapter's recorded runs
+	@test -n "$(CHAPTER)" || { echo "make train CHAPTER=stem"; exit 1; }
+	@$(PY) book/tools/execute.py --record $(CHAPTER)
+	@echo "Recorded: refimpl/checkpoints/; now run make execute CHAPTER=$(CHAPTER)"
 
 serve: book  ## look at the book
 	@echo "http://localhost:8000 (Ctrl-C stops it)"

@@ -1,6 +1,9 @@
-"""Execute chapters in place: `notebooks/text/<stem>.md` -> `notebooks/<stem>.ipynb` with outputs, by papermill, a line a cell.
+"""Execute chapters: `notebooks/text/<stem>.md` -> `notebooks/<stem>.ipynb` with outputs.
 
-python book/tools/execute.py [stem …]      (no stem: every chapter; two at a time with -j 2)
+python book/tools/execute.py [stem …]         no stem: every chapter; two at a time with -j 2
+python book/tools/execute.py --record stem    train and store the chapter's recorded runs instead
+
+Papermill does the work and prints one line for each cell.
 """
 
 from __future__ import annotations
@@ -39,11 +42,9 @@ class OneLineACell(NBClientEngine):
 
         def cell_complete(cell, cell_index=None, **more):
             if cell.cell_type == "code" and cell_index in started:
-                first = cell.source.strip().splitlines()[0] if cell.source.strip() else ""
-                print(
-                    f"  [{cell_index + 1:3d}/{total}] {time.perf_counter() - started[cell_index]:6.2f} s  {first[:90]}",
-                    flush=True,
-                )
+                first = cell.source.strip().partition("\n")[0][:80]
+                seconds = time.perf_counter() - started[cell_index]
+                print(f"  [{cell_index + 1:3d}/{total}] {seconds:6.2f} s  {first}", flush=True)
             return complete(cell, cell_index, **more)
 
         manager.cell_start, manager.cell_complete = cell_start, cell_complete
@@ -87,23 +88,43 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-def execute(stem: str) -> float:
-    """Run one chapter, write notebook and text; seconds it took."""
-    begun = time.perf_counter()
-    print(f"{stem}", flush=True)
+def run(stem: str, parameters: dict) -> nbformat.NotebookNode:
+    """Run one chapter in an empty folder; the notebook with its outputs."""
+    print(stem, flush=True)
+    papermill_engines.register("one_line_a_cell", OneLineACell)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / f"{stem}.ipynb", Path(folder) / "out.ipynb"
         nbformat.write(read_text(stem), source)
-        papermill_engines.register("one_line_a_cell", OneLineACell)
         papermill.execute_notebook(
-            source, target, engine_name="one_line_a_cell", progress_bar=False, cwd=folder
+            source,
+            target,
+            parameters=parameters,
+            engine_name="one_line_a_cell",
+            progress_bar=False,
+            cwd=folder,
         )
-        notebook = clean(nbformat.read(target, as_version=4))
+        return nbformat.read(target, as_version=4)
+
+
+def execute(stem: str) -> None:
+    """Run one chapter and write its notebook and text."""
+    begun = time.perf_counter()
+    notebook = clean(run(stem, {}))
     nbformat.write(notebook, NOTEBOOKS / f"{stem}.ipynb")
     write_text(stem, notebook)
     seconds = time.perf_counter() - begun
     print(f"{stem}: {seconds:.0f} s -> notebooks/{stem}.ipynb", flush=True)
-    return seconds
+
+
+def record(stem: str) -> None:
+    """Run one chapter with `scale="record"`: its runs go to `refimpl/checkpoints/<stem>/`."""
+    from refimpl.chapter import runs
+
+    if not any("parameters" in cell.metadata.get("tags", []) for cell in read_text(stem).cells):
+        raise SystemExit(f"{stem}: no cell is tagged 'parameters', so scale can't be set")
+    run(stem, {"scale": "record"})
+    for name, made in runs.read_record(stem).items():
+        print(f"{stem}/{name}: {made['steps']} steps, {made['seconds']} s, {made['score']:.4g}")
 
 
 def write_text(stem: str, notebook: nbformat.NotebookNode) -> None:
@@ -123,29 +144,25 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("stems", nargs="*", help="chapters (default: every text)")
+    parser.add_argument("--record", action="store_true", help="store the chapters' recorded runs")
     parser.add_argument(
-        "-j",
-        "--jobs",
-        type=int,
-        default=1,
-        help="chapters at a time, one torch thread each (default 1)",
+        "-j", "--jobs", type=int, default=1, help="chapters at a time, one torch thread each"
     )
     arguments = parser.parse_args()
-    known = sorted(p.stem for p in (NOTEBOOKS / "text").glob("*.md"))
+    known = sorted(path.stem for path in (NOTEBOOKS / "text").glob("*.md"))
     stems = arguments.stems or known
     if unknown := sorted(set(stems) - set(known)):
         parser.error(f"no notebooks/text/{unknown[0]}.md; there are: {', '.join(known) or 'none'}")
+    if arguments.record and not arguments.stems:
+        parser.error("--record wants the names of the chapters whose runs are to be trained again")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if arguments.jobs == 1 or len(stems) == 1:
+    if arguments.jobs == 1 or len(stems) == 1 or arguments.record:
         for stem in stems:
-            execute(stem)
+            (record if arguments.record else execute)(stem)
         return 0
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        codes = list(
-            pool.map(
-                lambda stem: subprocess.run([sys.executable, __file__, stem]).returncode, stems
-            )
-        )
+        command = [sys.executable, __file__]
+        codes = pool.map(lambda stem: subprocess.run([*command, stem]).returncode, stems)
     return max(codes)
 
 

@@ -1,8 +1,23 @@
-"""What a notebook says to its reader and leaves for the book: set-up, sentences, tables, sources, claims, atlas rows, the stamp."""
+"""What a notebook says to its reader and leaves for the book.
+
+Set-up, sentences, tables, sources, claims, atlas rows, recorded runs, the stamp.
+"""
 
 from refimpl.chapter import atlas, claims
 from refimpl.chapter.freshness import stamp
 from refimpl.chapter.results import stored
-from refimpl.chapter.show import say, setup, show_source, table
+from refimpl.chapter.runs import recorded
+from refimpl.chapter.session import setup
+from refimpl.chapter.show import say, show_source, table
 
-__all__ = ["atlas", "claims", "say", "setup", "show_source", "stamp", "stored", "table"]
+__all__ = [
+    "atlas",
+    "claims",
+    "recorded",
+    "say",
+    "setup",
+    "show_source",
+    "stamp",
+    "stored",
+    "table",
+]

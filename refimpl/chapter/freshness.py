@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from refimpl import catalogue
-from refimpl.chapter import show
+from refimpl.chapter import session, show
 from refimpl.lab import measure
 
 PACKAGE = Path(__file__).parents[1]
@@ -68,7 +68,7 @@ def stamp(stem: str) -> None:
     record = {
         "stem": stem,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "seconds": round(time.perf_counter() - show.started, 1),
+        "seconds": round(time.perf_counter() - session.current.started, 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

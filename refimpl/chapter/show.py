@@ -1,4 +1,4 @@
-"""Set a chapter up, and show Markdown, tables and source code so that they read well in the book, Colab, GitHub and JupyterLab."""
+"""Show Markdown, tables and source code so that they read well in the book, Colab and GitHub."""
 
 from __future__ import annotations
 
@@ -6,55 +6,15 @@ import ast
 import functools
 import html
 import inspect
-import os
-import random
 import re
-import sys
 import textwrap
-import time
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from refimpl.lab.train import in_notebook
-from refimpl.viz import charts
 
 PACKAGE = Path(__file__).parents[1]
-started = time.perf_counter()
-
-
-def setup(seed: int = 0, threads: int | None = None) -> None:
-    """Make a chapter's run repeatable: seeds, threads, full float32 products, the house style of figures.
-
-    Seeds Python, NumPy and PyTorch. `threads` is PyTorch's number of CPU threads: by default `OMP_NUM_THREADS` where it is
-    set, else at most two. cuDNN picks deterministic kernels. Prints nothing; the clock of `chapter.stamp` starts here.
-    """
-    global started
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed={seed!r} must be an integer of at least 0")
-    if threads is None:
-        threads = int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1))
-    if threads < 1:
-        raise ValueError(f"threads={threads} must be at least 1")
-    started = time.perf_counter()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    if in_notebook():
-        import matplotlib_inline.backend_inline  # noqa: F401  (settles the inline backend, which would put its formatter over ours later)
-        from matplotlib.figure import Figure
-
-        sys.modules["IPython"].get_ipython().display_formatter.formatters["image/png"].for_type(
-            Figure, charts.png
-        )
-    charts.style()
 
 
 def publish(data: dict[str, str], metadata: dict | None = None) -> None:
