@@ -25,9 +25,9 @@ help:  ## list the targets
 	@echo "make execute [CHAPTER=stem]   run chapters in place, refresh their outputs and text pairs"
 	@echo "make train CHAPTER=stem       train and store a chapter's recorded runs: refimpl/checkpoints/"
 	@echo "make serve                    build the book and serve it at http://localhost:8000"
-	@echo "make bench                    measure: writes book/results/*.json"
+	@echo "make bench                    measure: writes book/results/*/<stem>.json"
 	@echo "make portable                 every chapter's digits under other instruction sets and thread counts"
-	@echo "make readme                   refresh the generated parts of README.md"
+	@echo "make readme                   refresh what is generated from the catalogue: README.md, book/_toc.yml"
 	@echo "make address REPO=owner/name  set the repository's address everywhere"
 	@echo "make clean                    remove what these made (.venv, the built book)"
 
@@ -81,7 +81,7 @@ bench: $(READY)  ## measure this machine
 	@$(PY) book/bench $(BENCH)
 	@echo "Results: book/results/"
 
-readme: $(READY)  ## refresh README.md from the catalogue
+readme: $(READY)  ## refresh README.md and book/_toc.yml from the catalogue
 	@$(PY) book/tools/readme.py
 
 address:  ## set the repository's address

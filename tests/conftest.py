@@ -1,21 +1,22 @@
-"""Shared by all tests: the official figures as a fixture, Triton's interpreter, one thread a worker, the exactness report."""
+"""Shared by all tests: reference outputs as a fixture, Triton's interpreter, exactness reports."""
 
 from __future__ import annotations
 
 import json
 import os
 from datetime import datetime, timezone
+from itertools import groupby
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
-from refimpl import golden  # noqa: E402
+from refimpl import golden
 
 
 def pytest_addoption(parser):
@@ -29,15 +30,8 @@ def pytest_addoption(parser):
         "--exactness",
         metavar="DIR",
         type=Path,
-        help="write every case's largest deviation to <DIR>/<stem>.json",
+        help="write the largest deviation of every case that ran to <DIR>/<stem>.json",
     )
-
-
-deviations = pytest.StashKey[dict]()
-
-
-def pytest_configure(config):
-    config.stash[deviations] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -58,44 +52,51 @@ def pytest_generate_tests(metafunc):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
+    """A test of a case leaves its record in the report, which xdist carries to the main process."""
     report = yield
-    case = getattr(item, "callspec", None) and item.callspec.params.get("official_case")
+    callspec = getattr(item, "callspec", None)
+    case = callspec.params.get("official_case") if callspec else None
     if case is not None and report.when == "call":
-        record = {
-            "stem": case.stem,
-            "case": case.name,
-            "source": case.data.get("source", ""),
-            "params": case.data.get("params"),
-            "macs": case.data.get("macs"),
-            "batch": case.data["inputs"][0][0]
-            if case.data.get("params")
-            and isinstance(case.data.get("inputs"), list)
-            and case.data["inputs"]
-            else None,
-            "deviation": max(case.deviations.values(), default=None),
-            "passed": report.passed,
-        }
-        report.user_properties.append(("exactness", record))
+        report.user_properties.append(("exactness", exactness(case) | {"passed": report.passed}))
     return report
 
 
+def exactness(case: golden.Case) -> dict:
+    """What a case records, and how far from it ours is."""
+    inputs = case.data.get("inputs")
+    images = case.data.get("params") and isinstance(inputs, list) and inputs
+    return {
+        "stem": case.stem,
+        "case": case.name,
+        "source": case.data.get("source", ""),
+        "params": case.data.get("params"),
+        "macs": case.data.get("macs"),
+        "batch": inputs[0][0] if images else None,
+        "deviation": max(case.deviations.values(), default=None),
+    }
+
+
 def pytest_terminal_summary(terminalreporter, config):
+    """List every case with its deviation, and write them where `--exactness` says."""
     reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
     records = [value for r in reports for key, value in r.user_properties if key == "exactness"]
     if not records:
         return
-    terminalreporter.section("official figures: largest deviation as a share of the output's norm")
-    for r in sorted(records, key=lambda r: (r["stem"], r["case"])):
-        figure = "by the measure of its test" if r["deviation"] is None else f"{r['deviation']:.1e}"
-        terminalreporter.write_line(
-            f"{'ok  ' if r['passed'] else 'FAIL'} {r['stem']}/{r['case']:<36} {figure}"
-        )
-    if path := config.getoption("exactness"):
-        made = {"date": datetime.now(timezone.utc).strftime("%Y-%m-%d"), "torch": torch.__version__}
-        path.write_text(
-            json.dumps(
-                {"made": made, "cases": sorted(records, key=lambda r: (r["stem"], r["case"]))},
-                indent=1,
-            )
-            + "\n"
-        )
+    records.sort(key=lambda record: (record["stem"], record["case"]))
+    terminalreporter.section("reference outputs: deviation as a fraction of the output's norm")
+    for record in records:
+        sign = "ok  " if record["passed"] else "FAIL"
+        deviation = record["deviation"]
+        shown = "by the measure of its test" if deviation is None else f"{deviation:.1e}"
+        terminalreporter.write_line(f"{sign} {record['stem']}/{record['case']:<36} {shown}")
+    if folder := config.getoption("exactness"):
+        write_exactness(folder, records)
+
+
+def write_exactness(folder: Path, records: list[dict]) -> None:
+    """One file for each stem of the records, which are sorted by stem."""
+    made = {"date": datetime.now(timezone.utc).strftime("%Y-%m-%d"), "torch": torch.__version__}
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, cases in groupby(records, key=lambda record: record["stem"]):
+        text = json.dumps({"made": made, "cases": list(cases)}, indent=1)
+        (folder / f"{stem}.json").write_text(f"{text}\n", encoding="utf-8")

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 
+import address
+import execute
 import refimpl
 from refimpl.chapter import freshness
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
-sys.path.insert(0, str(ROOT / "book" / "tools"))
-
-import address  # noqa: E402
-import execute  # noqa: E402
-
 HEADINGS = [
     "The question",
     "The idea",

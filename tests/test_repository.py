@@ -1,4 +1,4 @@
-"""Nothing drifts: style, import rules, environment, README, address, and that the tree holds what it says it holds."""
+"""Nothing drifts: style, import rules, environment, README, table of contents, address, tree."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+import address
+import contents
+import readme
+
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "book" / "tools"))
-
-import address  # noqa: E402
-import readme  # noqa: E402
-
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONDA_NAMES = {"pytorch": "torch"}
 
@@ -103,7 +102,11 @@ def test_constraints_satisfy_the_project():
 def test_readme_is_fresh():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.render(text) == text, "README.md is stale: make readme"
-    assert readme.FIGURE.read_bytes() == readme.figure(), "README.md's figure is stale: make readme"
+    assert readme.PICTURE.read_bytes() == readme.overlay_png(), "stale: make readme"
+
+
+def test_table_of_contents_is_fresh():
+    assert contents.FILE.read_text(encoding="utf-8") == contents.render(), "stale: make readme"
 
 
 def test_readme_names_files_that_exist():

@@ -207,7 +207,7 @@ class Explorer {
     const records = this.visible().map(({ record }) => record);
     const fields = [...new Set(records.flatMap((r) => Object.keys(r)))];
     const quote = (v) => /[",\n]/.test(String(v ?? "")) ? `"${String(v).replaceAll('"', '""')}"` : String(v ?? "");
-    const text = kind === "json" ? JSON.stringify({ machine: this.data.machine, models: records }, null, 1)
+    const text = kind === "json" ? JSON.stringify({ machines: this.data.machines, models: records }, null, 1)
       : [fields, ...records.map((r) => fields.map((f) => r[f]))].map((line) => line.map(quote).join(",")).join("\n") + "\n";
     const url = URL.createObjectURL(new Blob([text], { type: kind === "json" ? "application/json" : "text/csv" }));
     make("a", { href: url, download: `refimpl-${this.box.dataset.name}.${kind}` }).click();

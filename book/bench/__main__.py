@@ -1,10 +1,11 @@
-"""Measure this machine: exactness of every official case, speed of every model, agreement and speed of every kernel.
+"""Measure this machine: exactness of all cases, speed of all models, agreement of all kernels.
 
-    python book/bench [--models 'efficientvit_*'] [--only exactness|models|kernels] [--rounds 9]
+    python book/bench [--models 'efficientvit_*'] [--kernels ssd] [--only exactness|models|kernels]
 
-Writes `book/results/exactness.json` and `book/results/cpu.json` (`gpu-<name>.json` where there is a GPU). A run that measures a part keeps
-the rest of the file. One thread, on a CPU by the processor's clock, so that other programs don't count; forms of one model are timed in turns,
-so ratios are fair; timm is timed beside, with the same weights, where it is importable.
+Writes one file for each stem (`store.py` says where), each as soon as it is measured; what a run
+does not measure stays. One thread, on a CPU by the processor's clock, so that other programs don't
+count. The forms of one model are timed in turns, so ratios are fair. timm's model with the same
+weights is timed beside ours where timm is importable.
 """
 
 from __future__ import annotations
@@ -12,33 +13,30 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
-import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import asdict
 from fnmatch import fnmatch
 from functools import partial
-from pathlib import Path
+from itertools import groupby
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
 
-import refimpl  # noqa: E402
-from refimpl import kernels  # noqa: E402
-from refimpl.lab import measure  # noqa: E402
-from refimpl.weights import load_official  # noqa: E402
+import refimpl
+import store
+from refimpl.lab import measure
+from refimpl.weights import load_official
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "book" / "results"
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
-
-LARGEST = (
-    20e9  # multiply-adds of one call on a CPU; larger batches are left out, they would take minutes
-)
+LARGEST = 20e9  # multiply-adds of one call on a CPU; larger batches would take minutes
 
 # Where timm calls the same function by another name.
 TIMM_NAMES = [
@@ -47,17 +45,11 @@ TIMM_NAMES = [
 ]
 
 
-def results_file() -> Path:
-    if not GPU:
-        return RESULTS / "cpu.json"
-    return (
-        RESULTS
-        / f"gpu-{re.sub(r'[^a-z0-9]+', '-', torch.cuda.get_device_name().lower()).strip('-')}.json"
-    )
+# -- models
 
 
-def peer(name: str, model) -> torch.nn.Module | None:
-    """timm's model of the same function with the same weights, or `None` where there is none to compare with."""
+def peer(name: str, model: nn.Module) -> nn.Module | None:
+    """timm's model of the same function with the same weights, `None` where there is none."""
     try:
         import timm
     except ImportError:
@@ -67,10 +59,9 @@ def peer(name: str, model) -> torch.nn.Module | None:
     if name not in timm.list_models():
         return None
     theirs = timm.create_model(name).eval()
-    for norm in (
-        m for m in theirs.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)
-    ):
-        torch.nn.init.uniform_(norm.weight, 0.3, 0.6)  # a zero γ would switch branches off
+    for module in theirs.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.weight, 0.3, 0.6)  # a zero γ would switch branches off
     load_official(model, theirs.state_dict())
     return theirs.to(DEVICE)
 
@@ -83,74 +74,108 @@ def measure_model(name: str, rounds: int) -> list[dict]:
         return []
     theirs = peer(name, model)
     model = model.to(DEVICE)
+    one = torch.zeros(1, model.in_chans, model.img_size, model.img_size, device=DEVICE)
+    work = measure.macs(model, one)
     rows = []
     for batch in (1, 8):
-        work = batch * measure.macs(
-            model, torch.zeros(1, model.in_chans, model.img_size, model.img_size, device=DEVICE)
-        )
-        if batch > 1 and work > LARGEST and not GPU:
-            continue
-        images = torch.randn(batch, model.in_chans, model.img_size, model.img_size, device=DEVICE)
-        ours = {"eager": model} | ({"fused": model.fuse()} if hasattr(model, "fuse") else {})
-        forms = ({"timm": theirs} if theirs else {}) | ours  # ratios are to the first
-        with torch.inference_mode():
-            wanted = model(images)
-            apart = {
-                form: float(torch.dist(f(images), wanted) / wanted.norm())
-                for form, f in forms.items()
-            }
-            found = measure.compare(
-                {form: partial(f, images) for form, f in forms.items()},
-                rounds=rounds,
-                min_time=0.05,
-                processor_time=not GPU,
-            )
-        common = {
-            "name": name,
-            "batch": batch,
-            "img_size": model.img_size,
-            "params": measure.parameters(model),
-        }
-        for form in ours:
-            timing, memory = found[form], measure.peak_memory(partial(ours[form], images))
-            row = common | {
-                "form": form,
-                "macs": measure.macs(ours[form], images) // batch,
-                "memory": memory,
-            }
-            row |= {"seconds": timing.median, "low": timing.low, "high": timing.high}
-            row["deviation_from_eager"] = apart[form]
-            if theirs:
-                row |= {"timm_seconds": found["timm"].median, "deviation_from_timm": apart["timm"]}
-                row |= {
-                    "ratio_to_timm": timing.ratio,
-                    "ratio_low": timing.ratio_low,
-                    "ratio_high": timing.ratio_high,
-                }
-            rows.append(row)
+        if batch == 1 or GPU or batch * work <= LARGEST:
+            images = torch.randn(batch, *one.shape[1:], device=DEVICE)
+            rows += measure_batch(name, model, theirs, images, rounds)
     return rows
 
 
-def as_tuple(result) -> tuple[torch.Tensor, ...]:
-    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+def measure_batch(
+    name: str, model: nn.Module, theirs: nn.Module | None, images: Tensor, rounds: int
+) -> list[dict]:
+    """Rows of one model at one batch size; every ratio comes from the same alternating rounds."""
+    ours = {"eager": model}
+    if hasattr(model, "fuse"):
+        ours["fused"] = model.fuse()
+    candidates = {"timm": theirs} | ours if theirs else ours  # ratios are to the first
+    with torch.inference_mode():
+        wanted = model(images)
+        errors = {form: relative_error(f(images), wanted) for form, f in candidates.items()}
+        found = measure.compare(
+            {form: partial(f, images) for form, f in candidates.items()},
+            rounds=rounds,
+            min_time=0.05,
+            processor_time=not GPU,
+        )
+    rows = []
+    for form, f in ours.items():
+        timing = found[form]
+        row = {
+            "name": name,
+            "batch": len(images),
+            "img_size": model.img_size,
+            "params": measure.parameters(model),
+            "form": form,
+            "macs": measure.macs(f, images) // len(images),
+            "memory": measure.peak_memory(partial(f, images)),
+            "seconds": timing.median,
+            "low": timing.low,
+            "high": timing.high,
+            "deviation_from_eager": errors[form],
+        }
+        if theirs:
+            row |= {
+                "timm_seconds": found["timm"].median,
+                "deviation_from_timm": errors["timm"],
+                "ratio_to_timm": timing.ratio,
+                "ratio_low": timing.ratio_low,
+                "ratio_high": timing.ratio_high,
+            }
+        rows.append(row)
+    return rows
 
 
-def apart(result, truth) -> float:
+def bench_models(pattern: str, rounds: int, ceilings: measure.Ceilings) -> None:
+    """Measure the models that match, family by family, into `<stem>.json`."""
+
+    def stem_of(name: str) -> str:
+        return refimpl.model_index()[name][0].rsplit(".", 1)[1]
+
+    known = sorted(refimpl.list_models(), key=stem_of)
+    for stem, names in groupby(known, stem_of):
+        path = store.folder() / f"{stem}.json"
+        family = list(names)
+        rows = {row_key(r): r for r in store.read(path).get("models", []) if r["name"] in family}
+        chosen = [name for name in family if fnmatch(name, pattern)]
+        for name in tqdm(chosen, unit="model", desc=stem, disable=not chosen):
+            rows |= {row_key(r): r for r in measure_model(name, rounds)}
+        if chosen and rows:
+            store.write(path, heading(ceilings) | {"models": [rows[key] for key in sorted(rows)]})
+
+
+def row_key(row: dict) -> tuple[str, int, str]:
+    return row["name"], row["batch"], row["form"]
+
+
+# -- kernels
+
+
+def relative_error(result: Tensor | tuple, truth: Tensor | tuple) -> float:
+    """Norm of the difference as a fraction of the truth's norm, the largest over the results."""
     pairs = zip(as_tuple(result), as_tuple(truth), strict=True)
     return max(
-        float(torch.dist(a.double().cpu(), b.double()) / b.double().norm().clamp_min(1e-30))
+        float(torch.dist(a.double().cpu(), b.double().cpu()) / b.double().norm().clamp_min(1e-30))
         for a, b in pairs
     )
 
 
+def as_tuple(result: Tensor | tuple | list) -> tuple[Tensor, ...]:
+    return tuple(result) if isinstance(result, tuple | list) else (result,)
+
+
 def measure_kernel(op: str, ceilings: measure.Ceilings, rounds: int) -> dict:
-    """Agreement of each form with the loops in float64 on a small problem; time of the fast ones on a large one, against the limit."""
+    """Agreement of each form with the loops in float64 on a small problem, as a multiple of the
+    composed form's own rounding error; time of the fast forms on a large one, against the limit."""
     module = importlib.import_module(f"refimpl.kernels.{op}")
     call = getattr(module, op)
-    small, exact = module.example("small"), module.example("small", dtype=torch.float64)
-    truth = call(**exact, backend="naive")
-    own = max(apart(call(**small, backend="torch"), truth), 1e-9)
-    agreement = {"numpy": apart(call(**small, backend="numpy"), truth) / own, "torch": 1.0}
+    small = module.example("small")
+    truth = call(**module.example("small", dtype=torch.float64), backend="naive")
+    unit = max(relative_error(call(**small, backend="torch"), truth), 1e-9)
+    errors = {"numpy": relative_error(call(**small, backend="numpy"), truth), "torch": unit}
     interpreted = subprocess.run(
         [sys.executable, __file__, "--interpret", op],
         capture_output=True,
@@ -158,27 +183,27 @@ def measure_kernel(op: str, ceilings: measure.Ceilings, rounds: int) -> dict:
         env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
     if interpreted.returncode == 0:
-        agreement["triton_interpreter"] = apart_from_text(interpreted.stdout) / own
+        errors["triton_interpreter"] = float(interpreted.stdout.strip().splitlines()[-1])
     if GPU:
-        on_gpu = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in small.items()}
-        agreement["triton_gpu"] = apart(call(**on_gpu, backend="triton"), truth) / own
+        there = {k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in small.items()}
+        errors["triton_gpu"] = relative_error(call(**there, backend="triton"), truth)
     large = module.example("large", device=DEVICE)
     backends = ("torch", "triton") if GPU else ("torch", "numpy")
     found = measure.compare(
-        {b: (lambda b=b: call(**large, backend=b)) for b in backends},
+        {backend: partial(call, **large, backend=backend) for backend in backends},
         rounds=rounds,
         min_time=0.02,
         processor_time=not GPU,
     )
-    names = [p for p in inspect.signature(module.cost).parameters if p in large]
-    cost = module.cost(**{k: large[k] for k in names})
+    arguments = inspect.signature(module.cost).parameters
+    cost = module.cost(**{k: v for k, v in large.items() if k in arguments})
     return {
         "op": op,
-        "shapes": {k: list(v.shape) for k, v in large.items() if isinstance(v, torch.Tensor)},
+        "shapes": {k: list(v.shape) for k, v in large.items() if isinstance(v, Tensor)},
         "flops": cost.flops,
         "bytes": cost.bytes,
         "limit_seconds": ceilings.limit(cost.flops, cost.bytes),
-        "agreement": {k: round(v, 3) for k, v in agreement.items()},
+        "agreement": {k: round(error / unit, 3) for k, error in errors.items()},
         "seconds": {t.name: t.median for t in found.timings},
         "low": {t.name: t.low for t in found.timings},
         "high": {t.name: t.high for t in found.timings},
@@ -186,40 +211,49 @@ def measure_kernel(op: str, ceilings: measure.Ceilings, rounds: int) -> dict:
     }
 
 
-def apart_from_text(text: str) -> float:
-    return float(text.strip().splitlines()[-1])
-
-
 def interpret(op: str) -> None:
-    """In a process of its own with TRITON_INTERPRET=1: print how far the Triton form is from the loops."""
+    """With TRITON_INTERPRET=1, in a process of its own: print the error of the Triton form."""
     module = importlib.import_module(f"refimpl.kernels.{op}")
     call = getattr(module, op)
     truth = call(**module.example("small", dtype=torch.float64), backend="naive")
-    print(apart(call(**module.example("small"), backend="triton"), truth))
+    print(relative_error(call(**module.example("small"), backend="triton"), truth))
 
 
-def kernel_names() -> list[str]:
-    return sorted(
-        p.stem for p in Path(kernels.__file__).parent.glob("*.py") if p.stem != "__init__"
-    )
+def bench_kernels(pattern: str, rounds: int, ceilings: measure.Ceilings) -> None:
+    """Measure the kernels that match into `kernels/<op>.json`."""
+    chosen = [op for op in operations() if fnmatch(op, pattern)]
+    for op in tqdm(chosen, unit="kernel", desc="kernels"):
+        record = heading(ceilings) | measure_kernel(op, ceilings, rounds)
+        store.write(store.folder() / "kernels" / f"{op}.json", record)
 
 
-def write(path: Path, data) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(data, indent=1, default=float) + "\n", encoding="utf-8")
-    print(f"-> {path.relative_to(ROOT)}")
+def operations() -> Iterator[str]:
+    """Names of the kernels: the folders of `refimpl.kernels`."""
+    for path in sorted(store.ROOT.glob("refimpl/kernels/*/__init__.py")):
+        yield path.parent.name
+
+
+# -- the command
+
+
+def heading(ceilings: measure.Ceilings) -> dict:
+    """What every results file says about the machine."""
+    return {"machine": measure.machine(DEVICE) | {"threads": 1}, "ceilings": asdict(ceilings)}
+
+
+def bench_exactness() -> int:
+    """Run every test of reference outputs; exit status of pytest."""
+    target = store.RESULTS / "exactness"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-k", "official", "tests"]
+    return subprocess.run([*command, "--exactness", str(target)], cwd=store.ROOT).returncode
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--models", default="*", metavar="PATTERN", help="models to time (default: all)"
-    )
-    parser.add_argument(
-        "--kernels", default="*", metavar="PATTERN", help="kernels to time (default: all)"
-    )
+    parser.add_argument("--models", default="*", metavar="PATTERN", help="models (default: all)")
+    parser.add_argument("--kernels", default="*", metavar="PATTERN", help="kernels (default: all)")
     parser.add_argument("--only", choices=("exactness", "models", "kernels"), help="one part")
     parser.add_argument("--rounds", type=int, default=9, help="rounds in turns (default 9)")
     parser.add_argument("--interpret", metavar="OP", help=argparse.SUPPRESS)
@@ -227,53 +261,14 @@ def main() -> int:
     if arguments.interpret:
         interpret(arguments.interpret)
         return 0
-    if arguments.only in (None, "exactness"):
-        RESULTS.mkdir(exist_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-n",
-            "2",
-            "-k",
-            "official",
-            "--exactness",
-            str(RESULTS / "exactness.json"),
-            "tests",
-        ]
-        if code := subprocess.run(command, cwd=ROOT).returncode:
-            return code
-        print("-> book/results/exactness.json")
-    if arguments.only == "exactness":
-        return 0
+    if arguments.only in (None, "exactness") and (code := bench_exactness()):
+        return code
     torch.set_num_threads(1)
-    path = results_file()
-    results = json.loads(path.read_text()) if path.exists() else {"models": [], "kernels": []}
     ceilings = measure.ceilings(1, DEVICE)
-    results |= {"machine": measure.machine(DEVICE) | {"threads": 1}, "ceilings": ceilings.asdict()}
     if arguments.only in (None, "models"):
-        names = [n for n in refimpl.list_models(arguments.models)]
-        rows = {
-            (r["name"], r["batch"], r["form"]): r
-            for r in results["models"]
-            if r["name"] in refimpl.list_models()
-        }
-        for name in tqdm(names, unit="model", desc="models"):
-            rows |= {
-                (r["name"], r["batch"], r["form"]): r for r in measure_model(name, arguments.rounds)
-            }
-        results["models"] = [rows[key] for key in sorted(rows)]
+        bench_models(arguments.models, arguments.rounds, ceilings)
     if arguments.only in (None, "kernels"):
-        rows = {r["op"]: r for r in results["kernels"] if r["op"] in kernel_names()}
-        for op in tqdm(
-            [op for op in kernel_names() if fnmatch(op, arguments.kernels)],
-            unit="kernel",
-            desc="kernels",
-        ):
-            rows[op] = measure_kernel(op, ceilings, arguments.rounds)
-        results["kernels"] = [rows[op] for op in sorted(rows)]
-    write(path, results)
+        bench_kernels(arguments.kernels, arguments.rounds, ceilings)
     return 0
 
 

@@ -2,7 +2,7 @@
 
     python book/bench/leanvec.py [--vectors 100000] [--rounds 5] [--no-graph]
 
-Writes `book/results/leanvec.json`. 100 000 unit vectors of 384 dimensions (1 000 clusters of intrinsic dimension 48, and noise), 2 000 held-out
+Writes `book/results/cpu/leanvec.json`. 100 000 unit vectors of 384 dimensions (1 000 clusters of intrinsic dimension 48, and noise), 2 000 held-out
 queries, inner product, one thread. For an index with a knob: the smallest settings that reach a recall@10 of 0.90 and 0.95. The peers
 (`pip install 'refimpl[peers]'`) are left out where they can't be imported. Building our graph takes minutes.
 """
@@ -172,7 +172,10 @@ def main() -> None:
         "--no-graph", action="store_true", help="leave our graph out: it takes minutes to build"
     )
     parser.add_argument(
-        "--output", type=Path, default=ROOT / "book" / "results" / "leanvec.json", metavar="FILE"
+        "--output",
+        type=Path,
+        default=ROOT / "book" / "results" / "cpu" / "leanvec.json",
+        metavar="FILE",
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -248,7 +251,7 @@ def main() -> None:
     }
     if importlib.util.find_spec("svs") and not svs_compresses():
         result["left_out"] = "LVQ and LeanVec of scalable-vs run on Intel processors only"
-    arguments.output.parent.mkdir(exist_ok=True)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"-> {arguments.output}")
 

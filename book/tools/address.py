@@ -1,6 +1,7 @@
-"""Set the repository's address everywhere: `python book/tools/address.py owner/name` (or `make address REPO=owner/name`).
+"""Set the repository's address everywhere: `python book/tools/address.py owner/name`.
 
-`_config.yml` is the one place that holds it; the chapters' first cell, README.md and CITATION.cff follow. Standard library only.
+`make address REPO=owner/name` does the same. `_config.yml` is the one place that holds the address;
+the chapters' first cell, README.md and CITATION.cff follow. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,22 +15,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def current(root: Path = ROOT) -> str:
     """`owner/name` as `_config.yml` has it."""
-    return re.search(
-        r"^\s*url:\s*https://github\.com/([\w.-]+/[\w.-]+)\s*$",
-        (root / "_config.yml").read_text(encoding="utf-8"),
-        re.M,
-    )[1]
+    text = (root / "_config.yml").read_text(encoding="utf-8")
+    return re.search(r"^\s*url:\s*https://github\.com/([\w.-]+/[\w.-]+)\s*$", text, re.M)[1]
 
 
 def holders(root: Path = ROOT) -> list[Path]:
     """Every file that names the address."""
-    chapters = [*(root / "notebooks").glob("*.ipynb"), *(root / "notebooks" / "text").glob("*.md")]
-    return [
+    files = [
         root / name for name in ("_config.yml", "README.md", "CITATION.cff", "CONTRIBUTING.md")
-    ] + sorted(chapters)
+    ]
+    files += sorted((root / "notebooks").glob("*.ipynb"))
+    files += sorted((root / "notebooks" / "text").glob("*.md"))
+    return files
 
 
-def forms(repo: str) -> list[str]:
+def spellings(repo: str) -> list[str]:
     """The ways in which an address is written: repository, published book."""
     owner, name = repo.split("/")
     return [f"github.com/{repo}", f"github/{repo}", f"{owner}.github.io/{name}"]
@@ -39,7 +39,8 @@ def rewrite(new: str, root: Path = ROOT) -> list[Path]:
     """Replace the current address by `new`; the files that changed."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", new):
         raise ValueError(f"REPO={new!r} is not of the form owner/name")
-    pairs, changed = list(zip(forms(current(root)), forms(new), strict=True)), []
+    pairs = list(zip(spellings(current(root)), spellings(new), strict=True))
+    changed = []
     for path in holders(root):
         text = path.read_text(encoding="utf-8")
         replaced = text

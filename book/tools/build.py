@@ -9,24 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import contents
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def build(output: Path = ROOT / "book") -> int:
     """Exit status of jupyter-book; nothing is executed, stored outputs are shown."""
-    tool = Path(sys.executable).parent / "jupyter-book"
-    command = [
-        str(tool),
-        "build",
-        str(ROOT),
-        "--config",
-        str(ROOT / "_config.yml"),
-        "--toc",
-        str(ROOT / "book" / "_toc.yml"),
-    ]
-    return subprocess.run(
-        [*command, "--path-output", str(output), "-W", "-n", "--keep-going", "-q"], cwd=ROOT
-    ).returncode
+    contents.refresh()
+    command = [str(Path(sys.executable).parent / "jupyter-book"), "build", str(ROOT)]
+    command += ["--config", str(ROOT / "_config.yml"), "--toc", str(contents.FILE)]
+    command += ["--path-output", str(output), "-W", "-n", "--keep-going", "-q"]
+    return subprocess.run(command, cwd=ROOT).returncode
 
 
 if __name__ == "__main__":

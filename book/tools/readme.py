@@ -1,93 +1,94 @@
-"""Write the generated parts of README.md from the catalogue: `python book/tools/readme.py` (or `make readme`)."""
+"""Write the generated parts of README.md: `python book/tools/readme.py` (or `make readme`).
+
+The counts and the table of papers come from the catalogue, the picture from the EfficientViT
+chapter. `make readme` also writes the book's table of contents (`contents.py`).
+"""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
-import sys
 from pathlib import Path
 
+import address
+import contents
+import refimpl
+from refimpl.catalogue import PAPERS, PARTS, Paper
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "book" / "tools")]
-
-import address  # noqa: E402
-import refimpl  # noqa: E402
-from refimpl.catalogue import PARTS  # noqa: E402
+README = ROOT / "README.md"
+PICTURE = ROOT / "book" / "_static" / "readme.png"
 
 
-def written(stem: str) -> bool:
-    """Whether the paper has its chapter."""
-    return (ROOT / "notebooks" / f"{stem}.ipynb").exists()
-
-
-def table() -> str:
-    """The papers by part: paper, idea, chapter, Colab, state."""
-    repo = address.current()
-    owner, name = repo.split("/")
+def paper_table() -> str:
+    """The papers by part: paper, idea, chapter, Colab; those without a chapter as planned."""
     lines = []
-    for key, (part, _) in PARTS.items():
-        lines += [f"**{part}**", "", "| Paper | Idea | Read | Run |", "|---|---|---|---|"]
-        for p in (p for p in refimpl.list_papers() if p.part == key):
-            title = f"[{p.name}]({p.url})" if p.url else p.name
-            if written(p.stem):
-                read = f"[chapter](https://{owner}.github.io/{name}/notebooks/{p.stem}.html)"
-                run = f"[Colab](https://colab.research.google.com/github/{repo}/blob/main/notebooks/{p.stem}.ipynb)"
-            else:
-                read, run = "planned", ""
-            lines.append(
-                f"| {title} ({p.venue} {p.year}) | {p.idea} | {read} | {run} |".replace(
-                    f"{p.year} {p.year}", str(p.year)
-                )
-            )
+    for key, stems in contents.chapters().items():
+        lines += [
+            f"**{PARTS[key].title}**",
+            "",
+            "| Paper | Idea | Read | Run |",
+            "|---|---|---|---|",
+        ]
+        lines += [paper_row(PAPERS[stem], stem in stems) for stem in PARTS[key].stems]
         lines.append("")
     return "\n".join(lines)
 
 
+def paper_row(paper: Paper, written: bool) -> str:
+    repo = address.current()
+    owner, name = repo.split("/")
+    title = f"[{paper.name}]({paper.url})" if paper.url else paper.name
+    venue = paper.venue if str(paper.year) in paper.venue else f"{paper.venue} {paper.year}"
+    read, run = "planned", ""
+    if written:
+        read = f"[chapter](https://{owner}.github.io/{name}/notebooks/{paper.stem}.html)"
+        place = f"{repo}/blob/main/notebooks/{paper.stem}.ipynb"
+        run = f"[Colab](https://colab.research.google.com/github/{place})"
+    return f"| {title} ({venue}) | {paper.idea} | {read} | {run} |"
+
+
 def counts() -> str:
+    """One sentence about how far the work has come."""
     papers = refimpl.list_papers()
-    written, models, cases = (
-        sum(written(p.stem) for p in papers),
-        len(refimpl.list_models()),
-        len(list((ROOT / "tests" / "golden").glob("*/*.json"))),
+    chapters = sum(map(len, contents.chapters().values()))
+    models = len(refimpl.list_models())
+    cases = len(list((ROOT / "tests" / "golden").glob("*/*.json")))
+    return (
+        f"State: {chapters} of {len(papers)} chapters, {models} models,"
+        f" {cases} reference outputs under test."
     )
-    return f"State: {written} of {len(papers)} chapters, {models} models, {cases} official figures under test."
 
 
 def render(text: str) -> str:
     """README.md with its generated parts replaced."""
-    for name, content in {"papers": table(), "counts": counts()}.items():
-        marker = re.compile(rf"(<!-- {name}:begin[^>]*-->\n).*?(<!-- {name}:end -->)", re.S)
-        if not marker.search(text):
-            raise ValueError(
-                f"README.md has no generated part {name!r}: <!-- {name}:begin --> … <!-- {name}:end -->"
-            )
-        text = marker.sub(lambda m, content=content: m[1] + content + "\n" + m[2], text)
+    for name, content in {"papers": paper_table(), "counts": counts()}.items():
+        part = re.compile(rf"(<!-- {name}:begin[^>]*-->\n).*?(<!-- {name}:end -->)", re.S)
+        if not part.search(text):
+            raise ValueError(f"README.md has no <!-- {name}:begin --> … <!-- {name}:end -->")
+        text = part.sub(lambda found, content=content: f"{found[1]}{content}\n{found[2]}", text)
     return text
 
 
-FIGURE = ROOT / "book" / "_static" / "readme.png"
-
-
-def figure() -> bytes:
+def overlay_png() -> bytes:
     """The README's picture: the first attention overlay that the EfficientViT chapter stored."""
-    notebook = json.loads((ROOT / "notebooks" / "efficientvit.ipynb").read_text(encoding="utf-8"))
-    cell = next(
-        c
-        for c in notebook["cells"]
-        if c["cell_type"] == "code" and "attention.overlay(" in "".join(c["source"])
-    )
-    return base64.b64decode(
-        next(
-            "".join(o["data"]["image/png"])
-            for o in cell["outputs"]
-            if "image/png" in o.get("data", {})
-        )
-    )
+    path = ROOT / "notebooks" / "efficientvit.ipynb"
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code" and "attention.overlay(" in "".join(cell["source"]):
+            for output in cell["outputs"]:
+                if "image/png" in output.get("data", {}):
+                    return base64.b64decode("".join(output["data"]["image/png"]))
+    raise ValueError(f"{path} stores no output of attention.overlay")
+
+
+def refresh() -> None:
+    """Write README.md's generated parts and its picture."""
+    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
+    PICTURE.write_bytes(overlay_png())
 
 
 if __name__ == "__main__":
-    FIGURE.write_bytes(figure())
-    path = ROOT / "README.md"
-    path.write_text(render(path.read_text(encoding="utf-8")), encoding="utf-8")
-    print("README.md: generated parts refreshed")
+    refresh()
+    contents.refresh()
+    print("README.md, book/_toc.yml: generated parts refreshed")

@@ -1,8 +1,9 @@
-"""Run the stored chapters as a learner would: from the built wheel, each in an empty folder, without a network; compare tagged outputs.
+"""Run the stored chapters as a learner would: from the built wheel, in an empty folder, offline.
 
     python book/tools/run_chapters.py [stem …] [-j 2]
 
-nbval executes every cell and compares what cells tagged `nbval-check-output` print. A chapter over its time limit fails.
+nbval executes every cell and compares what cells tagged `nbval-check-output` print. A chapter that
+takes longer than its limit fails.
 """
 
 from __future__ import annotations
@@ -24,62 +25,38 @@ NOTEBOOKS = ROOT / "notebooks"
 def install_wheel(site: Path) -> None:
     """Build the wheel and unpack it into `site`, with nothing of the checkout on the path."""
     dist = site.parent / "dist"
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(dist)],
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(dist)]
+    subprocess.run(build, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     (wheel,) = dist.glob("*.whl")
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--no-index",
-        "--target",
-        str(site),
-        str(wheel),
-    ]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip += ["--no-deps", "--no-index", "--target", str(site), str(wheel)]
     subprocess.run(pip, check=True)
 
 
 def run(stem: str, site: Path, limit: int) -> tuple[str, int, float, str]:
-    """One chapter in an empty folder of its own: (stem, exit status, seconds, what pytest printed)."""
+    """One chapter in an empty folder: (stem, exit status, seconds, what pytest printed)."""
     folder = site.parent / "empty" / stem
     folder.mkdir(parents=True)
     shutil.copy(NOTEBOOKS / f"{stem}.ipynb", folder)
-    environment = (
-        {"OMP_NUM_THREADS": "1"}
-        | dict(os.environ)
-        | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT / 'tests' / 'offline'}", "PYTHONSAFEPATH": "1"}
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-c",
-        os.devnull,
-        "--rootdir",
-        str(folder),
-        "-p",
-        "no:cacheprovider",
-        "-q",
-        "--nbval-lax",
-        "--nbval-current-env",
-    ]
+    path = f"{site}{os.pathsep}{ROOT / 'tests' / 'offline'}"
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(folder), "-q"]
+    command += ["-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env"]
+    command += [f"--nbval-cell-timeout={limit}", f"{stem}.ipynb"]
     begun = time.perf_counter()
-    result = subprocess.run(
-        [*command, f"--nbval-cell-timeout={limit}", f"{stem}.ipynb"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    return stem, result.returncode, time.perf_counter() - begun, result.stdout + result.stderr
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    seconds = time.perf_counter() - begun
+    return stem, result.returncode, seconds, result.stdout + result.stderr
+
+
+def report(stem: str, code: int, seconds: float, output: str, limit: int) -> bool:
+    """Print how a chapter went; whether it passed."""
+    late = seconds > limit
+    passed = not code and not late
+    print(f"chapter {stem}: {'passed' if passed else 'FAILED'} in {seconds:.0f} s", flush=True)
+    if not passed:
+        print(output if code else f"took longer than {limit} s", flush=True)
+    return passed
 
 
 def main() -> int:
@@ -92,27 +69,18 @@ def main() -> int:
         "--limit",
         type=int,
         default=400,
-        help="seconds that one chapter may take (default 400: it is 60 on a quiet machine, and this one may be busy)",
+        help="seconds for one chapter (default 400: 60 on a quiet machine, and this may be busy)",
     )
     arguments = parser.parse_args()
+    limit = arguments.limit
     stems = arguments.stems or sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb"))
-    failed = 0
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
         site = Path(folder) / "site"
         install_wheel(site)
-        for stem, code, seconds, output in pool.map(
-            lambda stem: run(stem, site, arguments.limit), stems
-        ):
-            late = seconds > arguments.limit
-            print(
-                f"chapter {stem}: {'passed' if not code and not late else 'FAILED'} in {seconds:.0f} s",
-                flush=True,
-            )
-            if code or late:
-                failed += 1
-                print(output if code else f"took longer than {arguments.limit} s", flush=True)
-    print(f"{len(stems) - failed} passed, {failed} failed")
-    return 1 if failed else 0
+        runs = pool.map(lambda stem: run(stem, site, limit), stems)
+        passed = [report(*result, limit) for result in runs]
+    print(f"{sum(passed)} passed, {len(passed) - sum(passed)} failed")
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-INSTALLED = Path(__file__).parents[1] / "results"
+from refimpl import checks
+
+INSTALLED = Path(__file__).parents[1] / "results"  # in the wheel: a copy of book/results
 FOLDER = INSTALLED if INSTALLED.exists() else Path(__file__).parents[2] / "book" / "results"
 
 
-def stored(name: str) -> dict:
-    """`book/results/<name>.json`; in the wheel, the ones that a chapter shows."""
-    path = FOLDER / f"{name}.json"
-    if not path.exists():
-        raise ValueError(
-            f"no stored results {name!r}; there are {', '.join(sorted(p.stem for p in FOLDER.glob('*.json'))) or 'none'}"
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
+def stored(stem: str, machine: str = "cpu") -> dict:
+    """What `make bench` wrote about a stem: `book/results/<machine>/<stem>.json`.
+
+    machine: `"cpu"`, `"gpu-<name>"`, or `"exactness"` (deviations from the reference outputs).
+    Raises `ValueError` for a machine or a stem without results.
+    """
+    checks.choice("machine", machine, folder_names(FOLDER), "folder of results")
+    results = {path.stem: path for path in (FOLDER / machine).glob("*.json")}
+    checks.choice("stem", stem, sorted(results), f"{machine} result")
+    return json.loads(results[stem].read_text(encoding="utf-8"))
+
+
+def folder_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*") if path.is_dir())

@@ -1,7 +1,9 @@
-"""The book's local Sphinx extension: pages made from the catalogue, the executed chapters and `book/results/*.json`, and the theme put right.
+"""The book's local Sphinx extension: pages made from the catalogue, the chapters and the results.
 
-`sources` reads, `html` writes HTML, `katex` sets mathematics at build time, `pages` and `atlas` hold the directives, `api` the reference pages,
-`theme` what each page gets and what is taken away from it, `dark` the figures of the dark theme. Nothing here asks a network for anything.
+`sources` reads and `html` writes HTML; `katex` sets mathematics at build time. `pages`, `evidence`,
+`speed`, `operations` and `atlas` hold the directives, `api` the reference pages. `theme` says what
+each page gets and what is taken away from it, `dark` draws the figures of the dark theme. Nothing
+here asks a network for anything.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ sys.path.insert(0, str(ROOT))  # the checkout's refimpl, whether or not it is in
 
 
 def setup(app):
-    from refimpl_book import api, atlas, dark, katex, pages, theme
+    from refimpl_book import api, atlas, dark, evidence, katex, operations, pages, speed, theme
 
-    for part in (katex, theme, dark, api, pages, atlas):
+    for part in (katex, theme, dark, api, pages, evidence, speed, operations, atlas):
         part.setup(app)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": False}

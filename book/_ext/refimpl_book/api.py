@@ -1,62 +1,37 @@
-"""Reference pages: one for each module, written by autodoc from the sources. Docstrings are read as Markdown, as the house writes them."""
+"""Reference pages: one for each module, written by autodoc from the sources.
+
+Docstrings are read as Markdown, as the house writes them.
+"""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from docutils import nodes
 
-from refimpl_book import ROOT, html, sources
+from refimpl_book import ROOT, html, modules, sources
 
 PAGES = ROOT / "book" / "api"
-ROOMS = {
-    "": "The front door",
-    "papers": "Papers",
-    "bases": "Bases",
-    "kernels": "Kernels",
-    "lab": "Laboratory",
-    "viz": "Seeing",
-}
+PAGE = """# `{name}`
 
+[{file}]({link})
 
-def modules() -> list[str]:
-    """Every public module of the package, `refimpl` first; not the empty rooms of papers and bases."""
-    names = []
-    for path in sorted((ROOT / "refimpl").rglob("*.py")):
-        if not (path.parent / "__init__.py").exists() or (
-            path.name == "__init__.py" and path.parent.name in ("papers", "bases")
-        ):
-            continue
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
-    return sorted(names, key=lambda n: (n.count("."), n))
-
-
-def summary(module: str) -> str:
-    """First paragraph of a module's docstring, read without importing it."""
-    import ast
-
-    path = ROOT / Path(*module.split("."))
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return " ".join(doc.split("\n\n")[0].split())
+```{{eval-rst}}
+.. automodule:: {name}
+   :members:
+   :member-order: bysource
+```
+"""
 
 
 def write_pages() -> None:
-    """A page for each module, rewritten only when it changed, so that an unchanged book stays unchanged."""
+    """A page for each module, written only where it changed: else Sphinx builds it again."""
     PAGES.mkdir(exist_ok=True)
     wanted = {}
-    for name in modules():
-        path = ROOT / Path(*name.split("."))
-        file = (
-            (path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
-            .relative_to(ROOT)
-            .as_posix()
-        )
-        wanted[f"{name}.md"] = (
-            f"# `{name}`\n\n[{file}]({sources.source_link(file)})\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n   :member-order: bysource\n```\n"
-        )
+    for name in modules.modules():
+        file = modules.module_file(name).relative_to(ROOT).as_posix()
+        text = PAGE.format(name=name, file=file, link=sources.source_link(file))
+        wanted[f"{name}.md"] = text
     for old in PAGES.glob("refimpl*.md"):
         if old.name not in wanted:
             old.unlink()
@@ -81,7 +56,10 @@ def as_markdown(app, what, name, obj, options, lines):
 
 
 def elsewhere(name: str) -> str | None:
-    """Address of a PyTorch, NumPy or Python class that a signature names, by rule: no inventory is asked for."""
+    """Address of a PyTorch, NumPy or Python class that a signature names, by rule.
+
+    No inventory is asked for.
+    """
     torch, numpy, python = (
         "https://docs.pytorch.org/docs/stable/",
         "https://numpy.org/doc/stable/reference/",

@@ -1,10 +1,12 @@
-"""The two atlases: rows that chapters left in the metadata of their stored outputs (`refimpl.chapter.atlas`), collected and laid out; nothing is typed."""
+"""The two atlases: rows that chapters left in the metadata of their stored outputs.
+
+`refimpl.chapter.atlas` makes the rows; they are collected and laid out here, nothing is typed.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +19,7 @@ from refimpl.lab import data
 from refimpl.viz import charts
 from refimpl_book import html, pages, sources
 
-BUDGET = (
-    500_000  # bytes for all figures of one atlas page; tests/test_book.py allows a page 600,000
-)
+BUDGET = 500_000  # bytes for all figures of one atlas; tests/test_book.py allows a page 600,000
 
 
 @dataclass
@@ -43,32 +43,32 @@ class Row:
 
 def rows(kind: str) -> list[Row]:
     """Every record of a kind in the stored chapters, in the book's order."""
+    return [
+        row
+        for paper in sources.papers()
+        if sources.written(paper.stem)
+        for row in rows_of(paper, kind)
+    ]
+
+
+def rows_of(paper, kind: str) -> list[Row]:
+    """The records of one chapter."""
     found = []
-    for paper in sources.papers():
-        if not sources.written(paper.stem):
-            continue
-        for cell in json.loads(
-            (sources.NOTEBOOKS / f"{paper.stem}.ipynb").read_text(encoding="utf-8")
-        )["cells"]:
-            alt = cell.get("metadata", {}).get("mystnb", {}).get("image", {}).get("alt", "")
-            for output in cell.get("outputs", []):
-                record = output.get("metadata", {}).get("refimpl", {}).get(kind)
-                if record is not None:
-                    id = f"{paper.stem}-{1 + sum(row.paper is paper for row in found)}"
-                    found.append(
-                        Row(
-                            paper,
-                            record,
-                            base64.b64decode("".join(output["data"]["image/png"])),
-                            alt,
-                            id,
-                        )
-                    )
+    for cell in sources.read_json(sources.NOTEBOOKS / f"{paper.stem}.ipynb")["cells"]:
+        alt = cell.get("metadata", {}).get("mystnb", {}).get("image", {}).get("alt", "")
+        for output in cell.get("outputs", []):
+            record = output.get("metadata", {}).get("refimpl", {}).get(kind)
+            if record is not None:
+                figure = base64.b64decode("".join(output["data"]["image/png"]))
+                found.append(Row(paper, record, figure, alt, f"{paper.stem}-{len(found) + 1}"))
     return found
 
 
 def squeezed(picture: Image.Image, most: int) -> bytes:
-    """A WebP of at most `most` bytes, where quality 30 reaches that; without loss where that is no larger (flat colours)."""
+    """A WebP of at most `most` bytes, where quality 30 reaches that.
+
+    Without loss where that is no larger, as for flat colours.
+    """
 
     def written(**options) -> bytes:
         out = io.BytesIO()
@@ -83,7 +83,7 @@ def squeezed(picture: Image.Image, most: int) -> bytes:
 
 
 class Atlas(pages.Page):
-    """A summary table, then for every chapter its rows: figure, what the weights are, figures by layer."""
+    """A summary table, then each chapter's rows: figure, what the weights are, numbers by layer."""
 
     kind = ""
     nothing = ""
@@ -93,32 +93,29 @@ class Atlas(pages.Page):
         if not found:
             return html.note(self.nothing)
         made = [pages.raw(self.summary(found) + self.credits(found))]
+        most = BUDGET // len(found)
         for paper in dict.fromkeys(row.paper for row in found):
-            mine = "".join(
-                self.row(row, BUDGET // len(found)) for row in found if row.paper is paper
-            )
-            made.append(
-                self.section(
-                    paper.stem,
-                    paper.name,
-                    pages.raw(
-                        f"<p>{html.link(self.to(f'notebooks/{paper.stem}'), 'Read the chapter')}</p>{mine}"
-                    ),
-                )
-            )
+            link = html.link(self.to(f"notebooks/{paper.stem}"), "Read the chapter")
+            mine = [self.row(row, most) for row in found if row.paper is paper]
+            content = pages.raw(f"<p>{link}</p>{''.join(mine)}")
+            made.append(self.section(paper.stem, paper.name, content))
         return made
 
     def row(self, row: Row, most: int) -> str:
         light = self.write(row.figure, f"{self.kind}-{row.id}.webp", most)
-        twin = charts.dark_twin(row.figure)
         rule = ""
-        if twin:
-            dark = self.write(twin, f"{self.kind}-{row.id}-dark.webp", most)
-            rule = f'<style>html[data-theme="dark"] img[src="{light}"]{{content:url("{dark}")}}</style>'
+        if twin := charts.dark_twin(row.figure):
+            rule = html.dark_rules(light, self.write(twin, f"{self.kind}-{row.id}-dark.webp", most))
         width, height = Image.open(io.BytesIO(row.figure)).size
-        image = f'<img src="{light}" alt="{html.escape(row.alt)}" width="{width}" height="{height}" loading="lazy">'
+        image = (
+            f'<img src="{light}" alt="{html.escape(row.alt)}" width="{width}" height="{height}"'
+            ' loading="lazy">'
+        )
         caption = f"<strong>{row.title}</strong>, {row.state}. {self.caption(row.record)}"
-        return f'{rule}<figure class="atlas-row" id="{row.id}">{image}<figcaption>{caption}</figcaption></figure>{self.details(row)}'
+        return (
+            f'{rule}<figure class="atlas-row" id="{row.id}">{image}'
+            f"<figcaption>{caption}</figcaption></figure>{self.details(row)}"
+        )
 
     def write(self, figure: bytes, name: str, most: int) -> str:
         """Put a figure among the book's images; its address from this page."""
@@ -157,17 +154,24 @@ def present(layers: list[dict], key: str) -> list[float]:
 
 
 def spark(values: list[float]) -> str:
-    """Distance by depth as a small line; the dashed line is uniform attention. The figures stand in the table by layer."""
+    """Distance by depth as a small line; the dashed line is uniform attention.
+
+    The numbers stand in the table by layer.
+    """
     top = max([1.1, *values])
-    x = lambda i: 2 + 76 * (i / (len(values) - 1) if len(values) > 1 else 0.5)  # noqa: E731
-    y = lambda v: 26 - 24 * v / top  # noqa: E731
-    points = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(values))
-    dots = "".join(
-        f'<circle cx="{x(i):.1f}" cy="{y(v):.1f}" r="1.6"/>' for i, v in enumerate(values)
-    )
+    step = 76 / (len(values) - 1) if len(values) > 1 else 0
+    left = 2 if len(values) > 1 else 40  # a single layer stands in the middle
+
+    def height(value: float) -> str:
+        return f"{26 - 24 * value / top:.1f}"
+
+    places = [(f"{left + step * i:.1f}", height(value)) for i, value in enumerate(values)]
+    points = " ".join(f"{x},{y}" for x, y in places)
+    dots = [f'<circle cx="{x}" cy="{y}" r="1.6"/>' for x, y in places]
     return (
-        f'<svg class="spark" viewBox="0 0 80 28" width="80" height="28" aria-hidden="true"><path d="M0 {y(1):.1f}H80" class="uniform"/>'
-        f'<polyline points="{points}"/>{dots}</svg>'
+        '<svg class="spark" viewBox="0 0 80 28" width="80" height="28" aria-hidden="true">'
+        f'<path d="M0 {height(1)}H80" class="uniform"/><polyline points="{points}"/>'
+        f"{''.join(dots)}</svg>"
     )
 
 
@@ -175,41 +179,29 @@ class AttentionAtlas(Atlas):
     """The photographs through every model with attention."""
 
     kind = "attention_atlas"
-    nothing = "No chapter has left a row yet: a chapter adds one with <code>refimpl.chapter.atlas.attention_row</code>."
+    nothing = (
+        "No chapter has left a row yet: a chapter adds one with"
+        " <code>refimpl.chapter.atlas.attention_row</code>."
+    )
+    head = (
+        "Model",
+        "Layers",
+        "Heads alike",
+        "Centred",
+        "Entropy",
+        "Distance: first layer",
+        "Distance: last layer",
+        "By depth",
+    )
 
     def summary(self, found):
-        table = []
-        for row in found:
-            layers = row.record["layers"]
-            far = present(layers, "distance")
-            means = [
-                fmean(v) if (v := present(layers, key)) else None
-                for key in ("similarity", "centred", "entropy")
-            ]
-            ends = [far[0], far[-1]] if far else [None, None]
-            table.append(
-                (
-                    self.first(row),
-                    html.Cell(str(len(layers)), len(layers)),
-                    *map(number, means),
-                    *map(number, ends),
-                    html.Cell(spark(far), far[-1] - far[0] if far else None),
-                )
-            )
-        head = (
-            "Model",
-            "Layers",
-            "Heads alike",
-            "Centred",
-            "Entropy",
-            "Distance: first layer",
-            "Distance: last layer",
-            "By depth",
+        caption = (
+            "What the heads do on the photographs: means over layers, and distance travelled as a"
+            " fraction of uniform attention’s"
         )
-        caption = "What the heads do on the photographs: means over layers, and distance travelled as a share of uniform attention’s"
         return html.table(
-            head,
-            table,
+            self.head,
+            map(self.line, found),
             caption,
             classes="sortable",
             numeric=range(1, 7),
@@ -217,38 +209,52 @@ class AttentionAtlas(Atlas):
             id="attention-summary",
         )
 
+    def line(self, row: Row) -> tuple:
+        layers = row.record["layers"]
+        distances = present(layers, "distance")
+        first, last = (distances[0], distances[-1]) if distances else (None, None)
+        return (
+            self.first(row),
+            html.Cell(str(len(layers)), len(layers)),
+            number(mean(layers, "similarity")),
+            number(mean(layers, "centred")),
+            number(mean(layers, "entropy")),
+            number(first),
+            number(last),
+            html.Cell(spark(distances), last - first if distances else None),
+        )
+
     def caption(self, record):
         layers = record["layers"]
-        early, late = record["drawn"]
         said = [
             f"layer {i + 1} (<code>{html.escape(layers[i]['name'])}</code>, {grid(layers[i])})"
-            for i in dict.fromkeys((early, late))
+            for i in dict.fromkeys(record["drawn"])
         ]
-        return f"Drawn: {' and '.join(said)} of {len(layers)}, at {record['img_size']} × {record['img_size']} pixels."
+        size = record["img_size"]
+        return f"Drawn: {' and '.join(said)} of {len(layers)}, at {size} × {size} pixels."
 
     def details(self, row):
-        table = [
-            (
+        table = []
+        for i, layer in enumerate(row.record["layers"], 1):
+            measures = [layer[key] for key in ("similarity", "centred", "entropy", "distance")]
+            line = (
                 f"{i}. <code>{html.escape(layer['name'])}</code>",
                 html.Cell(grid(layer)),
                 html.Cell(str(layer["heads"]), layer["heads"]),
-                *(
-                    number(layer[key], digits)
-                    for key, digits in (
-                        ("similarity", 3),
-                        ("centred", 3),
-                        ("entropy", 3),
-                        ("distance", 3),
-                    )
-                ),
+                *(number(measure, 3) for measure in measures),
             )
-            for i, layer in enumerate(row.record["layers"], 1)
-        ]
+            table.append(line)
         head = ("Layer", "Map", "Heads", "Heads alike", "Centred", "Entropy", "Distance")
-        made = html.table(
-            head, table, f"{row.title}, {row.state}: every layer", numeric=range(2, 7)
-        )
-        return f'<details class="atlas-layers"><summary>{row.title}: the figures of every layer</summary>{made}</details>'
+        caption = f"{row.title}, {row.state}: every layer"
+        made = html.table(head, table, caption, numeric=range(2, 7))
+        title = f"<summary>{row.title}: the numbers of every layer</summary>"
+        return f'<details class="atlas-layers">{title}{made}</details>'
+
+
+def mean(layers: list[dict], key: str) -> float | None:
+    """Mean over the layers that have this measure."""
+    values = present(layers, key)
+    return fmean(values) if values else None
 
 
 def grid(layer: dict) -> str:
@@ -263,50 +269,41 @@ class ArtifactAtlas(Atlas):
     """What of every model's features belongs to position."""
 
     kind = "artifact_atlas"
-    nothing = "No chapter has left a row yet: a chapter adds one with <code>refimpl.chapter.atlas.artifact_row</code>."
-    measures = (
-        "share",
-        "readout",
-        "pixels_share",
-        "pixels_readout",
-        "blank_spread",
-        "blank_agreement",
+    nothing = (
+        "No chapter has left a row yet: a chapter adds one with"
+        " <code>refimpl.chapter.atlas.artifact_row</code>."
     )
+    columns = {  # heading -> measure, digits
+        "η²": ("share", 3),
+        "R²": ("readout", 2),
+        "η² of the pixels": ("pixels_share", 3),
+        "R² of the pixels": ("pixels_readout", 2),
+        "Blank image: spread": ("blank_spread", 2),
+        "Blank image: agreement": ("blank_agreement", 2),
+    }
 
     def summary(self, found):
-        table = [
-            (
-                self.first(row),
-                *(
-                    number(row.record[key], 3 if key.endswith("share") else 2)
-                    for key in self.measures
-                ),
-            )
-            for row in found
-        ]
-        head = (
-            "Model",
-            "η²",
-            "R²",
-            "η² of the pixels",
-            "R² of the pixels",
-            "Blank image: spread",
-            "Blank image: agreement",
-        )
-        caption = "How much of the features belongs to position"
         return html.table(
-            head,
-            table,
-            caption,
+            ("Model", *self.columns),
+            map(self.line, found),
+            "How much of the features belongs to position",
             classes="sortable",
             numeric=range(1, 7),
             wide=(0,),
             id="artifact-summary",
         )
 
+    def line(self, row: Row) -> tuple:
+        measures = [number(row.record[key], digits) for key, digits in self.columns.values()]
+        return (self.first(row), *measures)
+
     def caption(self, record):
-        h, w = record["grid"]
-        return f"A map of {h} × {w} from {record['img_size']} × {record['img_size']} pixels; measured on {record['crops']} crops."
+        rows, columns = record["grid"]
+        size = record["img_size"]
+        return (
+            f"A map of {rows} × {columns} from {size} × {size} pixels; measured on"
+            f" {record['crops']} crops."
+        )
 
 
 def setup(app):

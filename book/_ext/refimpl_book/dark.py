@@ -1,4 +1,4 @@
-"""Every figure of the house style gets a twin for the dark theme, made here from the stored picture (`refimpl.viz.charts.dark_twin`)."""
+"""Figures of the dark theme: twins of the stored pictures, by `refimpl.viz.charts.dark_twin`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import re
 from pathlib import Path
 
 from refimpl.viz import charts
+from refimpl_book import html
 
 
 def twin_of(app, name: str) -> str | None:
-    """Write the dark twin of the page image `name` beside it; its file name, or `None` for a picture that is none of ours."""
+    """Write the dark twin of the page image `name` beside it.
+
+    Returns its file name, or `None` for a picture that is none of ours.
+    """
     source = next((src for src, target in app.builder.images.items() if target == name), None)
     if source is None:
         return None
@@ -23,18 +27,15 @@ def twin_of(app, name: str) -> str | None:
 
 
 def add_twins(app, pagename, templatename, context, doctree):
-    """One rule of style a figure: the same image element shows the twin while the theme is dark."""
+    """One rule of style per figure: the same image element shows the twin in the dark theme."""
     rules = []
-    for address in dict.fromkeys(
-        re.findall(r'<img[^>]* src="([^"]+\.png)"', context.get("body", ""))
-    ):
+    pictures = re.findall(r'<img[^>]* src="([^"]+\.png)"', context.get("body", ""))
+    for address in dict.fromkeys(pictures):
         folder, _, name = address.rpartition("/")
         if twin := twin_of(app, name):
-            rules.append(
-                f'html[data-theme="dark"] img[src="{address}"]{{content:url("{folder}/{twin}")}}'
-            )
+            rules.append(html.dark_rules(address, f"{folder}/{twin}"))
     if rules:
-        context["body"] = f"<style>{''.join(rules)}</style>\n" + context["body"]
+        context["body"] = "\n".join([*rules, context["body"]])
 
 
 def setup(app):

@@ -49,11 +49,33 @@ def nowrap(text: str) -> str:
     return f'<span class="nowrap">{escape(text)}</span>'
 
 
+def span(values: Sequence[str]) -> str:
+    """`first` or `first – last` of a sorted sequence."""
+    return nowrap(" – ".join(dict.fromkeys((values[0], values[-1]))))
+
+
+def note(text: str) -> str:
+    """A quiet line for what is not there yet."""
+    return f'<p class="not-yet">{text}</p>\n'
+
+
+def dark_rules(light: str, *dark: str) -> str:
+    """A rule of style by which the picture `light` shows its twin while the theme is dark."""
+    rules = [
+        f'html[data-theme="dark"] img[src="{light}"]{{content:url("{twin}")}}' for twin in dark
+    ]
+    return f"<style>{''.join(rules)}</style>" if rules else ""
+
+
+# -- tables
+
+
 class Cell:
     """A table cell: shown HTML, and the value it sorts by."""
 
     def __init__(self, shown: str, value: float | str | None = None):
-        self.shown, self.value = shown, value
+        self.shown = shown
+        self.value = value
 
 
 def table(
@@ -66,42 +88,46 @@ def table(
     numeric: Sequence[int] = (),
     id: str = "",
 ) -> str:
-    """A table with a caption, column and row headers; on a phone each row becomes a card (custom.css), so roles are said explicitly.
+    """A table with a caption and headers of columns and rows.
 
-    head: plain texts; rows: HTML or `Cell`, the first of each is the row's header. `numeric`: columns of right-aligned figures.
+    On a phone each row becomes a card (custom.css), so roles are said explicitly. head: plain
+    texts; rows: HTML or `Cell`, the first of each is the row's header; numeric: right-aligned
+    columns; wide: columns with sentences.
     """
-
-    def kind(i: int) -> str:
-        names = [name for name, columns in (("num", numeric), ("wide", wide)) if i in columns]
-        return f' class="{" ".join(names)}"' if names else ""
+    kinds = dict.fromkeys(numeric, "num")
+    for i in wide:
+        kinds[i] = f"{kinds[i]} wide" if i in kinds else "wide"
+    attributes = [f' class="{kinds[i]}"' if i in kinds else "" for i in range(len(head))]
 
     def cell(i: int, content: str | Cell) -> str:
         content = content if isinstance(content, Cell) else Cell(content)
-        value = "" if content.value is None else f' data-value="{escape(str(content.value))}"'
+        attribute = attributes[i]
+        if content.value is not None:
+            attribute += f' data-value="{escape(str(content.value))}"'
         if i == 0:
-            return f'<th scope="row" role="rowheader"{kind(i)}{value}>{content.shown}</th>'
-        return (
-            f'<td role="cell" data-label="{escape(head[i])}"{kind(i)}{value}>{content.shown}</td>'
-        )
+            return f'<th scope="row" role="rowheader"{attribute}>{content.shown}</th>'
+        label = f' data-label="{escape(head[i])}"'
+        return f'<td role="cell"{label}{attribute}>{content.shown}</td>'
 
-    columns = "".join(
-        f'<th scope="col" role="columnheader"{kind(i)}>{escape(name)}</th>'
-        for i, name in enumerate(head)
-    )
-    body = "\n".join(
-        f'<tr role="row">{"".join(cell(i, c) for i, c in enumerate(row))}</tr>' for row in rows
-    )
+    columns = [
+        f'<th scope="col" role="columnheader"{attribute}>{escape(name)}</th>'
+        for name, attribute in zip(head, attributes, strict=True)
+    ]
+    lines = []
+    for row in rows:
+        cells = [cell(i, content) for i, content in enumerate(row)]
+        lines.append(f'<tr role="row">{"".join(cells)}</tr>')
     name = f' id="{id}"' if id else ""
+    body = "\n".join(lines)
     return (
-        f'<div class="table-box"><table class="table cards {classes}"{name} role="table"><caption>{caption}</caption>\n'
-        f'<thead role="rowgroup"><tr role="row">{columns}</tr></thead>\n<tbody role="rowgroup">\n{body}\n</tbody></table></div>\n'
+        f'<div class="table-box"><table class="table cards {classes}"{name} role="table">'
+        f"<caption>{caption}</caption>\n"
+        f'<thead role="rowgroup"><tr role="row">{"".join(columns)}</tr></thead>\n'
+        f'<tbody role="rowgroup">\n{body}\n</tbody></table></div>\n'
     )
 
 
-def note(text: str) -> str:
-    """A quiet line for what is not there yet."""
-    return f'<p class="not-yet">{text}</p>\n'
-
+# -- verdicts and numbers
 
 VERDICTS = {
     "supports": ("✓", "good"),
@@ -119,8 +145,14 @@ def verdict(name: str) -> str:
     )
 
 
-def figure(x: float | None, digits: int = 3) -> str:
-    """A number with `digits` significant digits and no exponent for everyday sizes."""
+def mark(good: bool, text: str) -> str:
+    """Right or wrong, as sign and word."""
+    sign, tone = ("✓", "good") if good else ("✗", "bad")
+    return f'<span class="verdict {tone}"><span aria-hidden="true">{sign}</span> {text}</span>'
+
+
+def format_number(x: float | None, digits: int = 3) -> str:
+    """A number with `digits` significant digits, without an exponent for everyday sizes."""
     if x is None:
         return "–"
     if x == 0 or 1e-3 <= abs(x) < 1e5:
@@ -130,11 +162,12 @@ def figure(x: float | None, digits: int = 3) -> str:
     return f"{mantissa}×10<sup>{int(exponent)}</sup>".replace("-", "−")
 
 
-def count(x: float | None) -> str:
+def format_count(x: float | None) -> str:
     """Parameters and operations in thousands, millions or thousand millions."""
     if x is None:
         return "–"
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(x) >= size:
-            return f"{x / size:.3g} {unit}" if x / size < 1000 else f"{x / size:.0f} {unit}"
+            scaled = x / size
+            return f"{scaled:.3g} {unit}" if scaled < 1000 else f"{scaled:.0f} {unit}"
     return f"{x:g}"

@@ -1,4 +1,7 @@
-"""The theme's icons as one small font: the glyphs in use, cut from the FontAwesome that the theme ships (SIL Open Font License)."""
+"""The theme's icons as one small font: the glyphs in use.
+
+They are cut from the FontAwesome that the theme ships (SIL Open Font License).
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,19 @@ FAMILIES = {
     "fa-brands-400.ttf": ("Font Awesome 6 Brands", 400),
 }
 CLASSES = """
-.fa,.fas,.fa-solid,.fab,.fa-brands{-webkit-font-smoothing:antialiased;display:var(--fa-display,inline-block);font-style:normal;font-variant:normal;line-height:1;text-rendering:auto}
+.fa,.fas,.fa-solid,.fab,.fa-brands{-webkit-font-smoothing:antialiased;
+  display:var(--fa-display,inline-block);font-style:normal;font-variant:normal;line-height:1;
+  text-rendering:auto}
 .fa,.fas,.fa-solid{font-family:"Font Awesome 6 Free";font-weight:900}
 .fab,.fa-brands{font-family:"Font Awesome 6 Brands";font-weight:400}
 .fa-lg{font-size:1.25em;line-height:.05em;vertical-align:-.075em}
-:root{--fa-font-solid:normal 900 1em/1 "Font Awesome 6 Free";--fa-font-brands:normal 400 1em/1 "Font Awesome 6 Brands"}
+:root{--fa-font-solid:normal 900 1em/1 "Font Awesome 6 Free";
+  --fa-font-brands:normal 400 1em/1 "Font Awesome 6 Brands"}
 """
+FONT_FACE = (
+    '@font-face{{font-family:"{family}";font-style:normal;font-weight:{weight};font-display:block;'
+    'src:url({file}) format("woff")}}\n'
+)
 
 
 def texts() -> str:
@@ -52,11 +62,9 @@ def make(folder: Path) -> None:
     }
     text = texts()
     used = {name: names[name] for name in set(re.findall(r"fa-[\w-]+", text)) & names.keys()}
-    codes = (
-        set(used.values())
-        | {ord(c) for c in text if 0xE000 <= ord(c) <= 0xF8FF}
-        | {int(c, 16) for c in re.findall(r"\\(f[0-9a-f]{3})(?![0-9a-f])", text)}
-    )
+    codes = set(used.values())  # named by class, by the character itself, or by its code in CSS
+    codes |= {ord(c) for c in text if 0xE000 <= ord(c) <= 0xF8FF}
+    codes |= {int(c, 16) for c in re.findall(r"\\(f[0-9a-f]{3})(?![0-9a-f])", text)}
     css = CLASSES
     for file, (family, weight) in FAMILIES.items():
         target = folder / file.replace(".ttf", ".woff")
@@ -72,10 +80,9 @@ def make(folder: Path) -> None:
         cut.populate(unicodes=codes)
         cut.subset(font)
         subset.save_font(font, target, options)
-        css += f'@font-face{{font-family:"{family}";font-style:normal;font-weight:{weight};font-display:block;src:url({target.name}) format("woff")}}\n'
-    css += "".join(
-        f'.{name}::before{{content:"\\{code:x}"}}\n' for name, code in sorted(used.items())
-    )
+        css += FONT_FACE.format(family=family, weight=weight, file=target.name)
+    for name, code in sorted(used.items()):
+        css += f'.{name}::before{{content:"\\{code:x}"}}\n'
     (folder / "icons.css").write_text(css, encoding="utf-8")
 
 

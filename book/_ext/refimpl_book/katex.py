@@ -1,6 +1,7 @@
-"""Mathematics set at build time: KaTeX, run in QuickJS, writes HTML and MathML into the page, so that a reader's browser runs no script for it.
+"""Mathematics set at build time: KaTeX, run in QuickJS, writes HTML and MathML into the page.
 
-The script comes from the package `sphinxcontrib-katex`, its fonts and style sheet of the same version lie in `book/_static/katex`.
+A reader's browser runs no script for it. The script comes from the package `sphinxcontrib-katex`;
+its fonts and style sheet, of the same version, lie in `book/_static/katex`.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ rendered: dict[str, str] = {}  # kept on disk between builds
 def engine():
     context = quickjs.Context()
     context.eval((files("sphinxcontrib") / "katex.min.js").read_text(encoding="utf-8") + ";0")
-    # JSON.stringify also flattens the rope that string concatenation leaves, which the wrapper can't read.
+    # JSON.stringify also flattens the rope that string concatenation leaves, which the wrapper
+    # can't read.
     context.eval(
-        "function render(tex, options) { return JSON.stringify(katex.renderToString(tex, JSON.parse(options))) };0"
+        "function render(tex, options) {"
+        " return JSON.stringify(katex.renderToString(tex, JSON.parse(options)));"
+        "};0"
     )
     return context.get("render")
 

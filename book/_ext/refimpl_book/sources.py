@@ -1,4 +1,7 @@
-"""What the pages are made from: the catalogue, the stored notebooks, the results of `make bench`. Read once a build."""
+"""What the pages are made from: the catalogue, the stored notebooks, the results of `make bench`.
+
+Read once a build.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +12,26 @@ from functools import cache
 from pathlib import Path
 
 from refimpl import catalogue, model_index
-from refimpl.catalogue import Paper
+from refimpl.catalogue import Claim, Difference, Paper
 from refimpl_book import ROOT
 
 RESULTS = ROOT / "book" / "results"
 NOTEBOOKS = ROOT / "notebooks"
+KERNELS = ROOT / "refimpl" / "kernels"
 
 
-@dataclass
-class Chapter:
-    """What a stored notebook says about itself in the metadata of its outputs, and its first figure."""
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
 
-    stem: str
-    claims: list[dict] = field(default_factory=list)
-    stamp: dict = field(default_factory=dict)
-    figure: str = ""  # base64 of the first PNG
-    alt: str = ""
+
+# -- the repository
 
 
 @cache
 def repository() -> str:
     """The repository's address, from `_config.yml`, the one place that has it."""
-    return re.search(
-        r"^\s*url:\s*(https://\S+)\s*$", (ROOT / "_config.yml").read_text(encoding="utf-8"), re.M
-    )[1].rstrip("/")
+    text = (ROOT / "_config.yml").read_text(encoding="utf-8")
+    return re.search(r"^\s*url:\s*(https://\S+)\s*$", text, re.M)[1].rstrip("/")
 
 
 def source_link(path: str) -> str:
@@ -45,13 +44,52 @@ def published() -> str:
     return f"https://{owner}.github.io/{name}/"
 
 
+# -- the catalogue
+
+
 @cache
 def papers() -> tuple[Paper, ...]:
+    """Every paper, in the book's order."""
     return tuple(catalogue.PAPERS.values())
 
 
 def parts() -> dict[str, str]:
+    """Key -> title of every part."""
     return {key: part.title for key, part in catalogue.PARTS.items()}
+
+
+def differences() -> list[tuple[Paper, Difference]]:
+    return [(paper, difference) for paper in papers() for difference in paper.differences]
+
+
+def models() -> dict[str, tuple[str, str]]:
+    """Every model that can be created: name -> (module, variant)."""
+    return model_index()
+
+
+def stem_of(model: str) -> str:
+    """The family of a model: the stem of the paper or base that defines it."""
+    module, _ = models()[model]
+    return module.rsplit(".", 1)[1]
+
+
+def operations() -> list[str]:
+    """Names of the kernels: the folders of `refimpl.kernels`."""
+    return sorted(path.parent.name for path in KERNELS.glob("*/__init__.py"))
+
+
+# -- the chapters
+
+
+@dataclass
+class Chapter:
+    """What a stored notebook says about itself in its outputs' metadata, and its first figure."""
+
+    stem: str
+    claims: list[dict] = field(default_factory=list)
+    stamp: dict = field(default_factory=dict)
+    figure: str = ""  # base64 of the first PNG
+    alt: str = ""
 
 
 @cache
@@ -61,7 +99,7 @@ def chapter(stem: str) -> Chapter | None:
     if not path.exists():
         return None
     found = Chapter(stem)
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+    for cell in read_json(path)["cells"]:
         alt = cell.get("metadata", {}).get("mystnb", {}).get("image", {}).get("alt", "")
         for output in cell.get("outputs", []):
             if not found.figure and "image/png" in output.get("data", {}):
@@ -72,48 +110,82 @@ def chapter(stem: str) -> Chapter | None:
     return found
 
 
-@cache
-def in_toc() -> frozenset[str]:
-    """Stems whose chapter stands in the table of contents."""
-    return frozenset(
-        re.findall(
-            r"^\s*-?\s*file:\s*notebooks/(\w+)\s*$",
-            (ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"),
-            re.M,
-        )
-    )
-
-
 def written(stem: str) -> bool:
-    return stem in in_toc() and chapter(stem) is not None
+    """Whether a paper has its chapter."""
+    return chapter(stem) is not None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim as the catalogue states it, and what the stored chapter reports of it."""
+
+    claim: Claim
+    measured: str
+    verdict: str
+    why: str
+
+
+def verdicts(stem: str) -> list[Verdict]:
+    """Every claim of a paper with its stored report; one without a report is not tested here."""
+    reports = {row["id"]: row for row in chapter(stem).claims}
+    missing = {"measured": "", "verdict": "not tested here", "why": "The chapter reports nothing."}
+    found = []
+    for claim in catalogue.PAPERS[stem].claims:
+        row = reports.get(claim.id, missing)
+        found.append(Verdict(claim, row["measured"], row["verdict"], row["why"]))
+    return found
+
+
+# -- the results
+
+
+@dataclass
+class Exactness:
+    """How the official cases were checked, and one record for each."""
+
+    made: list[dict]  # date and version of torch, one a stem
+    cases: list[dict]
 
 
 @cache
-def exactness() -> tuple[dict, list[dict]]:
-    """(how it was made, one record per official case) of `book/results/exactness.json`."""
-    path = RESULTS / "exactness.json"
-    data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    return (data.get("made", {}), data["cases"]) if isinstance(data, dict) else ({}, data)
+def exactness() -> Exactness:
+    """All of `book/results/exactness/<stem>.json`."""
+    files = [read_json(path) for path in sorted((RESULTS / "exactness").glob("*.json"))]
+    cases = [case for file in files for case in file["cases"]]
+    return Exactness([file["made"] for file in files], cases)
+
+
+@dataclass
+class Measured:
+    """Everything that was measured in one folder of results, `cpu` or `gpu-<name>`.
+
+    Each row carries the `machine` and `ceilings` of its own file.
+    """
+
+    name: str
+    models: list[dict]
+    kernels: list[dict]
+
+    def machines(self) -> list[dict]:
+        """The machines behind the rows of models, each once."""
+        seen = {json.dumps(row["machine"]): row["machine"] for row in self.models}
+        return list(seen.values())
 
 
 @cache
-def timings() -> dict[str, dict]:
-    """Every benchmark result, name of the file's machine -> content: `cpu.json`, `gpu-<name>.json`."""
-    files = [*RESULTS.glob("cpu*.json"), *sorted(RESULTS.glob("gpu-*.json"))]
-    return {f.stem: json.loads(f.read_text(encoding="utf-8")) for f in files}
-
-
-def models() -> dict[str, tuple[str, str]]:
-    """Every model that can be created: name -> (module, variant)."""
-    return model_index()
-
-
-def differences() -> list[tuple[Paper, catalogue.Difference]]:
-    return [(paper, difference) for paper in papers() for difference in paper.differences]
-
-
-def kernel_files() -> list[Path]:
-    return sorted(p for p in (ROOT / "refimpl" / "kernels").glob("*.py") if p.stem != "__init__")
+def measured() -> list[Measured]:
+    """The results of `make bench`: the CPU first, then every GPU."""
+    folders = [RESULTS / "cpu", *sorted(RESULTS.glob("gpu-*"))]
+    found = []
+    for folder in folders:
+        rows = []
+        for path in sorted(folder.glob("*.json")):
+            file = read_json(path)
+            about = {key: file.get(key, {}) for key in ("machine", "ceilings")}
+            rows += [about | row for row in file.get("models", [])]
+        kernels = [read_json(path) for path in sorted(folder.glob("kernels/*.json"))]
+        found.append(Measured(folder.name, rows, kernels))
+    return found
 
 
 def dependencies() -> list[str]:
@@ -122,6 +194,6 @@ def dependencies() -> list[str]:
         *(ROOT / "refimpl").rglob("*.py"),
         ROOT / "book" / "_toc.yml",
         *NOTEBOOKS.glob("*.ipynb"),
-        *RESULTS.glob("*.json"),
+        *RESULTS.rglob("*.json"),
     ]
-    return [str(f) for f in files]
+    return [str(file) for file in files]
