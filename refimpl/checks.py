@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral
 
 
 def choice(name: str, value: object, options: Iterable[str], what: str = "") -> None:
@@ -35,6 +36,13 @@ def at_least(least: float, **values: float | Iterable[float]) -> None:
         entries = value if isinstance(value, Iterable) else (value,)
         if any(entry < least for entry in entries):
             raise ValueError(f"{name}={value} must be at least {least}")
+
+
+def integer(least: int, **values: object) -> None:
+    """Every value must be a whole number (not a boolean) of at least `least`."""
+    for name, value in values.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}={value!r} must be an integer of at least {least}")
 
 
 def fraction(**values: float) -> None:

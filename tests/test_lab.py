@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ LOADERS = {
     "digits": (lambda seed: data.digits(seed=seed), (1, 8, 8), 10, 1797),
     "large digits": (lambda seed: data.digits(20, seed=seed), (1, 20, 20), 10, 1797),
     "photo_crops": (lambda seed: data.photo_crops(16, 64, seed), (3, 16, 16), 8, 64),
-    "faces": (lambda seed: data.faces(seed), (1, 25, 25), 2, 200),
     "far_pairs": (lambda seed: data.far_pairs(16, 100, seed), (1, 16, 16), 2, 100),
     "scene crops": (lambda seed: data.scenes(4, 64, seed).crops(32, 40, seed), (3, 32, 32), 6, 40),
 }
@@ -82,17 +82,10 @@ def test_photos():
             and image.std() > 0.02
         )
     assert data.photo("coffee", None).shape == (3, 400, 600)
-    assert torch.allclose(
-        data.unnormalise(data.photo("chelsea", 32, normalise=True)),
-        data.photo("chelsea", 32),
-        atol=1e-6,
-    )
-    left, right, disparity = data.stereo(200)
-    assert (
-        left.shape == right.shape == (3, *disparity.shape)
-        and disparity.shape[1] == 200
-        and disparity.nanmedian() > 1
-    )
+    grey = torch.tensor(data.IMAGENET_MEAN)[:, None, None].expand(3, 2, 2)
+    assert data.normalised(grey).abs().max() < 1e-6
+    plain, normal = data.photo("chelsea", 32), data.photo("chelsea", 32, normalise=True)
+    assert torch.equal(normal, data.normalised(plain))
 
 
 def test_text_corpus():
@@ -100,13 +93,56 @@ def test_text_corpus():
     assert len(text) > 200_000 and "function" in text
 
 
-def test_subset():
-    small = data.digits().subset(5)
-    assert torch.bincount(small.train_labels).tolist() == [5] * 10 and torch.equal(
-        small.test, data.digits().test
-    )
-    with pytest.raises(ValueError, match="per_class=5000"):
-        data.digits().subset(5000)
+def test_few_shot():
+    whole = data.digits()
+    small = whole.few_shot(5)
+    assert torch.bincount(small.train_labels).tolist() == [5] * 10
+    assert torch.equal(small.test, whole.test)
+    assert set(small.train.tolist()) <= set(whole.train.tolist())
+    assert torch.equal(small.train, whole.few_shot(5).train)
+    assert not torch.equal(small.train, whole.few_shot(5, seed=1).train)
+
+
+def test_long_tailed():
+    whole = data.fashion()
+    tail = whole.long_tailed(100)
+    # ⌊942 · 100^(−c/9)⌋, 942 being the training images of the rarest class
+    assert tail.class_counts() == [942, 564, 338, 202, 121, 72, 43, 26, 15, 9]
+    assert torch.equal(tail.test, whole.test)
+    assert torch.equal(tail.train, whole.long_tailed(100).train)
+    assert not torch.equal(tail.train, whole.long_tailed(100, seed=1).train)
+    assert whole.long_tailed(1).class_counts() == [942] * 10
+    assert whole.long_tailed(942).class_counts()[-1] == 1
+
+
+def test_fashion_is_the_official_one():
+    """Labels, and sums of pixels, of the first images of the published files."""
+    found = data.fashion()
+    assert found is data.fashion(28)
+    assert found.images.shape == (12_000, 1, 28, 28)
+    assert found.images.dtype == torch.float32
+    assert (found.images.min(), found.images.max()) == (0, 1)
+    assert torch.equal(found.train, torch.arange(10_000))
+    assert torch.equal(found.test, torch.arange(10_000, 12_000))
+    assert found.train_labels[:10].tolist() == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]
+    assert found.test_labels[:10].tolist() == [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]
+    assert (found.images[:3] * 255).sum((1, 2, 3)).tolist() == [76247, 84598, 28662]
+    assert found.classes[9] == "ankle boot"
+    assert "MIT" in found.source
+    padded = data.fashion(32)
+    assert padded.images.shape == (12_000, 1, 32, 32)
+    assert torch.equal(padded.images[:, :, 2:-2, 2:-2], found.images)
+    assert padded.images.sum() == found.images.sum()
+
+
+def test_fashion_travels_with_its_licence():
+    folder = Path(data.__file__).parent
+    files = {path.name: path.stat().st_size for path in folder.glob("fashion_mnist_12k*")}
+    assert len(files) == 3
+    assert sum(files.values()) <= 5_000_000
+    licence = (folder / "fashion_mnist_12k_LICENSE.txt").read_text(encoding="utf-8")
+    assert "MIT License" in licence
+    assert "Zalando SE" in licence
 
 
 @pytest.mark.parametrize(
@@ -123,7 +159,11 @@ def test_subset():
         lambda: data.scenes(2, 32).crops(64),
         lambda: data.split(torch.zeros(4, 1), torch.zeros(3), ("a",)),
         lambda: data.split(torch.zeros(4, 1), torch.zeros(4), ("a",), test_share=0),
-        lambda: data.stereo(-1),
+        lambda: data.fashion(30),
+        lambda: data.digits().few_shot(5000),
+        lambda: data.digits().few_shot(0),
+        lambda: data.digits().long_tailed(0.5),
+        lambda: data.digits().long_tailed(1000),
     ],
 )
 def test_data_refuses(call):
