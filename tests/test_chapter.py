@@ -1,9 +1,8 @@
-"""What notebooks say and leave for the book: set-up, display, claims, freshness."""
+"""What notebooks say and leave for the book: set-up, display, claims."""
 
 from __future__ import annotations
 
 import random
-import shutil
 import textwrap
 
 import numpy as np
@@ -186,44 +185,6 @@ def test_claims_refuse(paper, change, message):
 def test_claims_of_an_unknown_paper():
     with pytest.raises(ValueError, match="did you mean efficientvit"):
         claims.table("eficientvit")
-
-
-# -- freshness
-
-
-def test_stamp_turns_stale_with_any_source(paper, published, tmp_path):
-    freshness.stamp("madeup")
-    record = published[0][1]["refimpl"]["stamp"]
-    assert (
-        "refimpl/layers.py" in record["files"]
-        and "refimpl/catalogue.py" not in record["files"]
-        and record["files"] == sorted(record["files"])
-    )
-    assert not freshness.stale(record)
-    root = freshness.PACKAGE.parent
-    for name in record["files"]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(root / name, tmp_path / name)
-    assert not freshness.stale(record, tmp_path)
-    touched = tmp_path / record["files"][-1]
-    touched.write_bytes(touched.read_bytes().replace(b"\n", b"\r\n"))
-    assert not freshness.stale(record, tmp_path), "line ends of another system do not count"
-    touched.write_text(touched.read_text() + "\n# changed")
-    assert freshness.stale(record, tmp_path)
-    touched.unlink()
-    assert freshness.stale(record, tmp_path)
-
-
-def test_stamp_covers_the_papers_own_entry(paper, monkeypatch):
-    before = freshness.digest(["refimpl/layers.py"], "madeup")
-    monkeypatch.setitem(
-        refimpl.catalogue.PAPERS,
-        "madeup",
-        Paper("madeup", "MadeUp", "Another title", "A", "V", 2024, "idea"),
-    )
-    assert freshness.digest(["refimpl/layers.py"], "madeup") != before
-    with pytest.raises(ValueError, match="nosuch"):
-        freshness.digest([], "nosuch")
 
 
 # -- in a real kernel
