@@ -389,7 +389,7 @@ def test_chapter_has_its_buttons(browser, page):
     assert any(url.endswith(f"/_sources/notebooks/{stem}.ipynb") for url in links), links
     assert any(re.search(rf"github\.com/.+/notebooks/{stem}\.ipynb", url) for url in links), links
     evidence = browser.run(
-        "return [...document.querySelectorAll('.evidence a')].map((a) => a.getAttribute('href'))"
+        "return [...document.querySelectorAll('.facts-box a')].map((a) => a.getAttribute('href'))"
     )
     assert any(f"refimpl.papers.{stem}" in url for url in evidence)
 

@@ -1,14 +1,5 @@
-/* What pages do beyond showing: scrolling boxes take the focus, and the table of speeds becomes an explorer. No dependencies. */
+/* Tables that sort, and the table of speeds as an explorer. No dependencies. */
 "use strict";
-
-/** Let the keyboard scroll whatever scrolls sideways. */
-function focusScrollers() {
-  for (const box of document.querySelectorAll(".bd-article pre, .cell_output, .output, .pst-scrollable-table-container, .table-box, div.math")) {
-    const scrolls = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1;
-    const style = getComputedStyle(box);
-    if (scrolls && (style.overflowX !== "visible" || style.overflowY !== "visible")) box.tabIndex = 0;
-  }
-}
 
 /** Make an element: `make("button", {type: "button", onclick: f}, "text")`. */
 function make(name, attributes = {}, ...children) {
@@ -259,6 +250,3 @@ function short(value) {
 
 for (const box of document.querySelectorAll(".explorer-box")) new Explorer(box);
 document.querySelectorAll("table.sortable").forEach(makeSortable);
-focusScrollers();
-addEventListener("load", focusScrollers);
-addEventListener("resize", focusScrollers);

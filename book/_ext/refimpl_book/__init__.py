@@ -1,9 +1,10 @@
 """The book's local Sphinx extension: pages made from the catalogue, the chapters and the results.
 
 `sources` reads and `html` writes HTML; `katex` sets mathematics at build time. `pages`, `evidence`,
-`speed`, `operations` and `atlas` hold the directives, `api` the reference pages. `theme` says what
-each page gets and what is taken away from it, `dark` draws the figures of the dark theme. Nothing
-here asks a network for anything.
+`speed`, `operations` and `atlas` hold the directives, `api` the reference pages. `reading` arranges
+a chapter's page, out of what `cells` makes of its cells. `theme` says what each page gets and what
+is taken away from it, `pictures` gives figures their place, `dark` draws those of the dark theme.
+Nothing here asks a network for anything.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ sys.path.insert(0, str(ROOT))  # the checkout's refimpl, whether or not it is in
 
 
 def setup(app):
-    from refimpl_book import api, atlas, dark, evidence, katex, operations, pages, speed, theme
+    from refimpl_book import api, atlas, dark, evidence, katex, operations, pages, pictures
+    from refimpl_book import reading, speed, theme
 
-    for part in (katex, theme, dark, api, pages, evidence, speed, operations, atlas):
+    everywhere = (katex, theme, pictures, dark)
+    for part in (*everywhere, reading, api, pages, evidence, speed, operations, atlas):
         part.setup(app)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -23,10 +24,7 @@ def configure(app, config):
 
 
 def finish_page(app, pagename, templatename, context, doctree):
-    """No script that breaks or asks a third party; names and roles that the theme leaves out.
-
-    A chapter gets its line of evidence under the title.
-    """
+    """No script that breaks or asks a third party; names and roles that the theme leaves out."""
     context["script_files"] = [s for s in context["script_files"] if is_wanted(s)]
     context["css_files"] = [s for s in context["css_files"] if is_wanted(s)]
     if "generate_toctree_html" in context:
@@ -34,10 +32,7 @@ def finish_page(app, pagename, templatename, context, doctree):
     body = context.get("body", "")
     for found, instead in REPAIRS.items():
         body = body.replace(found, instead)
-    stem = pagename.removeprefix("notebooks/")
-    if stem != pagename and sources.chapter(stem):
-        body = body.replace("</h1>", f"</h1>{evidence(stem, context['pathto'])}", 1)
-    context["body"] = named_solutions(body)
+    context["body"] = body
 
 
 def is_wanted(file) -> bool:
@@ -45,22 +40,6 @@ def is_wanted(file) -> bool:
     name = str(getattr(file, "filename", file))
     inline = str(getattr(file, "attributes", {}).get("body", ""))
     return not any(word in name for word in UNWANTED) and "thebe" not in inline
-
-
-def named_solutions(body: str) -> str:
-    """A folded solution says which one it is, instead of `Show code cell content`."""
-    closed = '<p class="collapsed admonition-title">Show code cell content</p>'
-    opened = '<p class="expanded admonition-title">Hide code cell content</p>'
-    first, *rest = body.split(closed)
-    named = [first]
-    for piece in rest:
-        code = html.plain(piece[: piece.find("</pre>")])
-        title = closed
-        if found := re.search(r"#@title (Solution \d+)", code):
-            title = closed.replace("code cell content", found[1])
-            piece = piece.replace(opened, opened.replace("code cell content", found[1]), 1)
-        named += [title, piece]
-    return "".join(named)
 
 
 # A link of the sidebar: its tag, text and end; and the same before the arrow of a folding part.
@@ -92,37 +71,6 @@ def named_tree(generate, pagename: str):
         return FOLDING_LINK.sub(labelled, tree)
 
     return generated
-
-
-def evidence(stem: str, pathto) -> str:
-    """Certificate, stamp and places of a chapter in one line."""
-    items = []
-    cases = [case for case in sources.exactness().cases if case["stem"] == stem]
-    if cases:
-        items.append(certificate(cases, f"{pathto('book/exactness')}#{stem}"))
-    if stamp := sources.chapter(stem).stamp:
-        version = html.escape(stamp["torch"])
-        items.append(f"executed {stamp['date']} in {stamp['seconds']:.0f} s with torch {version}")
-    items.append(html.link(pathto(f"book/api/refimpl.papers.{stem}"), "API"))
-    items.append(html.link(sources.source_link(f"refimpl/papers/{stem}.py"), "source"))
-    items.append(html.link(sources.source_link(f"tests/papers/test_{stem}.py"), "tests"))
-    dot = '<span class="dot" aria-hidden="true"> · </span>'
-    return f'<p class="evidence">{dot.join(items)}</p>'
-
-
-def certificate(cases: list[dict], address: str) -> str:
-    """How many of a paper's official cases agree, and how closely."""
-    good = sum(case["passed"] for case in cases)
-    if good < len(cases):
-        text, tone, sign = f"{good} of {len(cases)} official cases equal", "bad", "✗"
-    else:
-        text, tone, sign = f"equal to the official code in {good} case", "good", "✓"
-        text += "s" if good > 1 else ""
-    worst = max((c["deviation"] for c in cases if c["deviation"] is not None), default=None)
-    if worst:
-        text += f", largest deviation {html.format_number(worst, 2)}"
-    mark = f'<span aria-hidden="true">{sign}</span>'
-    return f'<a class="badge-line {tone}" href="{address}">{mark} {text}</a>'
 
 
 def evidence_dates(app, doctree):
@@ -165,11 +113,19 @@ def front_door(app, exception):
 
 
 def always_finish(app, env, added, changed, removed) -> list[str]:
-    """One page counts as changed in every build.
+    """One page counts as changed in every build, or a changed style sheet would be left behind.
 
-    Without any, Sphinx would leave a changed style sheet or script behind.
+    All pages do when the extension itself has changed.
     """
-    return [app.config.root_doc]
+    files = [
+        *Path(__file__).parent.glob("*.py"),
+        *(Path(app.srcdir) / "book/_templates").rglob("*"),
+    ]
+    digest = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(files) if f.is_file()))
+    if getattr(env, "refimpl_extension", None) == digest.hexdigest():
+        return [app.config.root_doc]
+    env.refimpl_extension = digest.hexdigest()
+    return list(env.found_docs)
 
 
 def setup(app):
