@@ -10,17 +10,19 @@ Nothing here asks a network for anything.
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))  # the checkout's refimpl, whether or not it is installed
 
 
-def setup(app):
-    from refimpl_book import api, atlas, dark, evidence, katex, operations, pages, pictures
-    from refimpl_book import reading, speed, theme
+EVERYWHERE = ("katex", "theme", "pictures", "dark")
+CHAPTERS = ("reading",)
+PAGES = ("api", "pages", "evidence", "speed", "operations", "atlas")
 
-    everywhere = (katex, theme, pictures, dark)
-    for part in (*everywhere, reading, api, pages, evidence, speed, operations, atlas):
-        part.setup(app)
+
+def setup(app):
+    for name in (*EVERYWHERE, *CHAPTERS, *PAGES):
+        import_module(f"refimpl_book.{name}").setup(app)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": False}
