@@ -17,25 +17,27 @@ from refimpl.chapter import freshness, show
 
 ROOT = Path(__file__).parents[1]
 STEMS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-IMPORTED = """
-import json, sys
-import refimpl.chapter.freshness, refimpl.lab.data, refimpl.lab.train, refimpl.viz.attention
-import refimpl.papers.{stem}
-print(json.dumps(refimpl.chapter.freshness.computing_files()))
+IMPORTED = """  # in a process of its own: the package is imported afresh for each paper
+import importlib, json, sys
+found = {}
+for stem in sys.argv[1:]:
+    for name in [name for name in sys.modules if name.split(".")[0] == "refimpl"]:
+        del sys.modules[name]
+    for name in ("chapter", "lab", "viz.attention", f"papers.{stem}"):
+        importlib.import_module(f"refimpl.{name}")
+    found[stem] = sys.modules["refimpl.chapter.freshness"].computing_files()
+print(json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, list[str]]:
     """What each paper's chapter computes with at the least: what its module imports."""
-    found = {}
-    for stem in STEMS:
-        command = [sys.executable, "-c", IMPORTED.format(stem=stem)]
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        environment = os.environ | {"PYTHONPATH": path}
-        out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        found[stem] = json.loads(out.stdout)
-    return found
+    command = [sys.executable, "-c", IMPORTED.lstrip(), *STEMS]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 @pytest.fixture
