@@ -1,4 +1,4 @@
-"""The catalogue says what is there: 31 papers, each with all its places or none; claims, differences and references that hold together."""
+"""The catalogue: 31 papers, each with all its places or none; claims, differences, references."""
 
 from __future__ import annotations
 
@@ -10,39 +10,33 @@ from typing import get_args
 
 import pytest
 
-from refimpl.catalogue import BASES, PAPERS, Claim, Kind
+from refimpl.catalogue import BASES, PAPERS, PARTS, Claim, Kind
 
 ROOT = Path(__file__).parents[1]
-STEMS = re.findall(
-    r"\w+",
-    """
-    efficientvit efficientvim mpcvit fmvit efficientvmamba efficientqat dfu_ensemble breast_efficientnet building_unetpp elasticvit
-    lgvit efficientformer tinyvit efficientmod turbovit vivit qhyvit lookupvit asvit nvit deit_lt shiftaddvit convit dvt enamel stvit
-    medvitv2 edge_moe toc3d hint_aug leanvec
-    """,
-)
 CLAIMS = [claim for paper in PAPERS.values() for claim in paper.claims]
 DIFFERENCES = [difference for paper in PAPERS.values() for difference in paper.differences]
 every_paper = pytest.mark.parametrize("stem", PAPERS)
 
 
-def places(stem: str) -> list[Path]:
-    """Where a paper that is done stands in the tree."""
+def chapter_places(stem: str) -> list[Path]:
+    """Where a paper that has its chapter stands in the tree, beside its catalogue entry."""
     return [
         ROOT / "notebooks" / f"{stem}.ipynb",
         ROOT / "notebooks" / "text" / f"{stem}.md",
         ROOT / "refimpl" / "papers" / f"{stem}.py",
         ROOT / "tests" / "papers" / f"test_{stem}.py",
+        ROOT / "tests" / "papers" / "exercises" / f"{stem}.py",
         ROOT / "tests" / "golden" / stem,
     ]
 
 
 def bibliography() -> dict[str, dict[str, str]]:
-    """`book/references.bib`, one field a line: key -> fields without outer braces."""
+    """All references, one field a line in the files: key -> fields without outer braces."""
     entries: dict[str, dict[str, str]] = {}
-    for line in (ROOT / "book" / "references.bib").read_text(encoding="utf-8").splitlines():
+    files = [ROOT / "book" / "references.bib", *(ROOT / "book" / "references").glob("*.bib")]
+    for line in "\n".join(file.read_text(encoding="utf-8") for file in files).splitlines():
         if head := re.fullmatch(r"@\w+\{(\w+),", line):
-            assert head[1] not in entries, f"{head[1]} stands twice in references.bib"
+            assert head[1] not in entries, f"{head[1]} stands twice in the bibliography"
             fields = entries[head[1]] = {}
         elif field := re.fullmatch(r"  (\w+) += \{(.+)\},", line):
             fields[field[1]] = field[2].strip("{}").replace(r"\&", "&")
@@ -50,9 +44,18 @@ def bibliography() -> dict[str, dict[str, str]]:
 
 
 def test_the_31_papers():
-    assert len(STEMS) == 31
-    assert sorted(PAPERS) == sorted(STEMS)
-    assert all(stem == paper.stem for stem, paper in PAPERS.items())
+    """Every paper stands in one part, and every file of the catalogue is a paper of the book."""
+    stems = [stem for part in PARTS.values() for stem in part.stems]
+    assert len(stems) == len(set(stems)) == 31
+    assert list(PAPERS) == stems
+    files = {path.stem for path in (ROOT / "refimpl" / "catalogue").glob("[!_]*.py")}
+    assert files == set(stems)
+
+
+@every_paper
+def test_entry_stands_under_its_stem(stem):
+    assert PAPERS[stem].stem == stem
+    assert stem in PARTS[PAPERS[stem].part].stems
 
 
 @every_paper
@@ -73,20 +76,23 @@ def test_entry_is_complete(stem):
 @every_paper
 def test_all_its_places_or_none(stem):
     paper = PAPERS[stem]
-    there = places(stem)
-    _, text, module, *_ = there
+    there = chapter_places(stem)
+    notebook, text, module, test, *_ = there
     missing = [str(place.relative_to(ROOT)) for place in there if not place.exists()]
-    if there[0].exists() or text.exists():
+    if notebook.exists() or text.exists():
         assert not missing
     if not module.exists():
         assert not paper.variants
         return
-    assert there[3].exists(), f"{stem} has code and no test"
+    assert test.exists(), f"{stem} has code and no test"
     code = importlib.import_module(f"refimpl.papers.{stem}")
     assert tuple(getattr(code, "VARIANTS", ())) == paper.variants
-    assert any(
-        getattr(thing, "__module__", "") == code.__name__ for thing in vars(code).values()
-    ), "nothing is defined there"
+    defined = [name for name, thing in vars(code).items() if is_from(thing, code.__name__)]
+    assert defined, "nothing is defined there"
+
+
+def is_from(thing: object, module: str) -> bool:
+    return getattr(thing, "__module__", "") == module
 
 
 @pytest.mark.parametrize("prefix", BASES)
@@ -154,7 +160,7 @@ def test_difference_is_told_whole(difference):
 @every_paper
 def test_differences_of_a_written_paper_have_tests(stem):
     paper = PAPERS[stem]
-    if places(stem)[0].exists():
+    if chapter_places(stem)[0].exists():
         assert not [difference.id for difference in paper.differences if not difference.test]
 
 
@@ -176,21 +182,25 @@ def test_references_lead_somewhere():
 
 
 def test_code_names_of_the_notation_exist():
-    """The last column of each table names things of the package; the columns before it hold symbols and shapes."""
-    words = set(
-        re.findall(
-            r"\w+",
-            " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "refimpl").rglob("*.py")),
-        )
-    )
-    rows = [
-        line.split("|")
-        for line in (ROOT / "book" / "notation.md").read_text(encoding="utf-8").splitlines()
-        if line.startswith("|")
-    ]
+    """The last column of each table names things of the package, not words of a comment."""
+    lines = (ROOT / "book" / "notation.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("|") for line in lines if line.startswith("|")]
     names = [name for row in rows for name in re.findall(r"`([\w.]+)`", row[-2])]
     assert len(names) > 30
-    assert not [name for name in names if not set(name.split(".")) <= words]
+    known = identifiers()
+    assert not [name for name in names if not set(name.split(".")) <= known]
+
+
+def identifiers() -> set[str]:
+    """Every name that the package's code defines or uses: modules, functions, arguments, fields."""
+    found = {"refimpl"}
+    for path in (ROOT / "refimpl").rglob("*.py"):
+        found |= {path.stem, path.parent.name}
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for field in ("id", "attr", "arg", "name"):
+                if isinstance(name := getattr(node, field, None), str):
+                    found.add(name)
+    return found
 
 
 def test_glossary_defines_each_term_once():
