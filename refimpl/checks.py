@@ -45,6 +45,13 @@ def integer(least: int, **values: object) -> None:
             raise ValueError(f"{name}={value!r} must be an integer of at least {least}")
 
 
+def positive(**values: float) -> None:
+    """Every number must be above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name}={value} must be above 0")
+
+
 def fraction(**values: float) -> None:
     """Every number must be at least 0 and less than 1."""
     for name, value in values.items():
@@ -77,7 +84,7 @@ def heads(dim: int, num_heads: int) -> None:
 def image(
     x, in_chans: int, size: tuple[int, int] | None = None, multiple: int | None = None
 ) -> None:
-    """`x` must be a batch of images (b, in_chans, h, w) of this size, or with sides that are multiples."""
+    """`x` must be images (b, in_chans, h, w) of this size, or with sides that are multiples."""
     if x.dim() != 4:
         raise ValueError(
             f"images must be (batch, channels, height, width), got {x.dim()} dimensions:"
@@ -96,7 +103,7 @@ def image(
     if size is not None and (height, width) != tuple(size):
         raise ValueError(
             f"images are {height}×{width} pixels, this model was built for"
-            f" img_size={size[0]} ({size[0]}×{size[1]})"
+            f" {size[0]}×{size[1]} (its img_size)"
         )
     if multiple is not None and (height % multiple or width % multiple):
         raise ValueError(

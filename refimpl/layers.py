@@ -93,20 +93,34 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
-class PatchEmbed(nn.Module):
-    """Cut the image into patches and project each: (b, c, H, W) -> (b, n, embed_dim), row by row."""
+def pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
+    """A size as (height, width); one number is a square. A `ValueError` names the argument."""
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"{name}={size} must be a positive number of pixels or (height, width)")
+    return sides
 
-    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int):
+
+class PatchEmbed(nn.Module):
+    """Cut the image into patches and project each: (b, c, H, W) -> (b, n, embed_dim), row by row.
+
+    grid: rows and columns of patches.
+    """
+
+    def __init__(
+        self, img_size: int | tuple[int, int], patch_size: int, in_chans: int, embed_dim: int
+    ):
         super().__init__()
-        if img_size % patch_size:
+        checks.at_least(1, patch_size=patch_size)
+        self.img_size = height, width = pair("img_size", img_size)
+        if height % patch_size or width % patch_size:
             raise ValueError(f"img_size={img_size} is not divisible by patch_size={patch_size}")
-        self.img_size, self.patch_size = img_size, patch_size
-        self.grid_size = img_size // patch_size
-        self.num_patches = self.grid_size**2
+        self.patch_size = patch_size
+        self.grid = height // patch_size, width // patch_size
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        checks.image(x, self.proj.in_channels, (self.img_size, self.img_size))
+        checks.image(x, self.proj.in_channels, self.img_size)
         return rearrange(self.proj(x), "b c h w -> b (h w) c")
 
 
@@ -146,7 +160,6 @@ class Probe(nn.Module):
     layout: where the tokens lie, given when the model is built. A layer calls its probe with a
     function that makes the map (b, heads, n, m), which is called only while somebody listens;
     a layer that takes maps of any size also says the rows and columns of this one (`grid`).
-    A copy listens to nobody.
     """
 
     def __init__(self, layout: Layout | None = None):
@@ -155,12 +168,6 @@ class Probe(nn.Module):
 
     def forward(self, make_map: Callable[[], Tensor], grid: tuple[int, int] | None = None) -> None:
         return None
-
-    def __deepcopy__(self, memo: dict) -> Probe:
-        return Probe(self.layout)
-
-    def __reduce__(self):
-        return Probe, (self.layout,)
 
 
 def attention_map(q: Tensor, k: Tensor, bias: Tensor | None = None, scale: float | None = None):

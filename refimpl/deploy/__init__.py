@@ -156,7 +156,7 @@ class PatchProduct(nn.Module):
         self.proj = linear_like(embed.proj.weight.flatten(1), embed.proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        checks.image(x, self.in_chans, (self.img_size, self.img_size))
+        checks.image(x, self.in_chans, self.img_size)
         patches = rearrange(
             x, "b c (h y) (w x) -> b (h w) (c y x)", y=self.patch_size, x=self.patch_size
         )

@@ -11,8 +11,9 @@ Every model whose attention layers have a `layers.Probe` can be recorded; output
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from refimpl.layers import Layout, Probe
 from refimpl.viz.explorer import Explorer, pack
@@ -126,56 +128,76 @@ class Map:
 
 
 @contextmanager
-def record(model: nn.Module, grid: tuple[int, int] | None = None) -> Iterator[list[Map]]:
+def record(model: nn.Module) -> Iterator[list[Map]]:
     """While active, each forward pass appends a `Map` per attention layer, in order of execution.
 
     Calls of one `Probe` within one pass of the layer that owns it (head after head, say) become
-    the heads of one map. Maps are float32 on the CPU. grid: rows and columns of the tokens, for a
-    model that was built for another size. Raises `ValueError` when the model has no `Probe`.
+    the heads of one map. Maps are float32 on the CPU. Only this model is listened to, no copy of
+    it; what `torch.compile` made of it runs uncompiled meanwhile. Raises `ValueError` when the
+    model has no `Probe`.
     """
-    probes = {name: module for name, module in model.named_modules() if isinstance(module, Probe)}
+    probes: dict[nn.Module, str] = {}  # probe -> the layer's place in the model
+    owners: dict[nn.Module, list[nn.Module]] = {}  # layer -> its probes
+    for path, module in model.named_modules():
+        if isinstance(module, Probe):
+            place = path.rpartition(".")[0]
+            owner = model.get_submodule(place)
+            owners.setdefault(owner, []).append(module)
+            probes[module] = place.replace("_orig_mod.", "") or type(owner).__name__
     if not probes:
         raise ValueError(f"record: {type(model).__name__} has no attention with a layers.Probe")
     maps: list[Map] = []
-    current: dict[Probe, Map] = {}  # the map that further heads of this pass join
+    unfinished: dict[nn.Module, Map] = {}  # the map that further heads of this pass join
 
-    def listen(name: str):
-        def receive(probe: Probe, args: tuple) -> None:
-            make_map, place = (*args, None)[:2]
-            with torch.no_grad():
-                weights = make_map().detach().float().cpu()
-            place = grid or place
-            layout = probe.layout
-            if place is not None:
-                layout = replace(layout, grid=place) if layout else Layout(place)
-            last = current.get(probe)
-            if last is not None and last.layout == layout and mergeable(last.weights, weights):
-                last.weights = torch.cat([last.weights, weights], 1)
-                return
-            current[probe] = Map(name, weights, layout)
-            maps.append(current[probe])
+    def listen(module: nn.Module, args: tuple) -> None:
+        for probe in owners.get(module, ()):  # a new pass of this layer begins
+            unfinished.pop(probe, None)
+        if module not in probes:
+            return
+        seen = shown(module, probes[module], *args)
+        last = unfinished.get(module)
+        if last is not None and mergeable(last, seen):
+            last.weights = torch.cat([last.weights, seen.weights], dim=1)
+        else:
+            unfinished[module] = seen
+            maps.append(seen)
 
-        return receive
-
-    def new_pass(owner: nn.Module, args: tuple) -> None:
-        for child in owner.children():
-            current.pop(child, None)
-
-    hooks = []
-    for path, probe in probes.items():
-        name = path.rpartition(".")[0]
-        owner = model.get_submodule(name)
-        hooks.append(owner.register_forward_pre_hook(new_pass))
-        hooks.append(probe.register_forward_pre_hook(listen(name)))
-    try:
+    # A hook for all modules, not one for each of this model's: a copy would inherit that.
+    with uncompiled(), register_module_forward_pre_hook(listen):
         yield maps
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def mergeable(first: Tensor, second: Tensor) -> bool:
-    return first.shape[0] == second.shape[0] and first.shape[2:] == second.shape[2:]
+def shown(
+    probe: Probe,
+    name: str,
+    make_map: Callable[[], Tensor],
+    grid: tuple[int, int] | None = None,
+) -> Map:
+    """The map that a layer shows to its probe, with the layout that holds for this pass."""
+    with torch.no_grad():
+        weights = make_map().detach().float().cpu()
+    layout = probe.layout
+    if grid is not None:
+        layout = replace(layout, grid=grid) if layout else Layout(grid)
+    return Map(name, weights, layout)
+
+
+def uncompiled() -> AbstractContextManager:
+    """While active, compiled functions run as written: dynamo takes no notice of new hooks."""
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
+        return nullcontext()
+    if not hasattr(torch.compiler, "set_stance"):
+        raise ValueError("record: a compiled model can be recorded from torch 2.6 on")
+    return torch.compiler.set_stance("force_eager")
+
+
+def mergeable(first: Map, second: Map) -> bool:
+    """Whether two maps of a layer differ in their heads alone."""
+    return (
+        first.layout == second.layout
+        and first.weights.shape[0] == second.weights.shape[0]
+        and first.weights.shape[2:] == second.weights.shape[2:]
+    )
 
 
 def weights_of(maps: Map | Tensor) -> Tensor:

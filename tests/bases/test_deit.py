@@ -1,4 +1,4 @@
-"""The plain ViT/DeiT: equal to the official figures; what positions do; bad input."""
+"""The plain ViT/DeiT: equal to the reference outputs; what positions do; bad input."""
 
 import re
 
@@ -60,7 +60,7 @@ def test_front_door_and_overrides():
 @pytest.mark.parametrize("distilled", [False, True])
 @pytest.mark.parametrize("pos_embed", ["learned", "sincos", "none"])
 def test_forward_is_head_of_features_and_every_parameter_learns(distilled, pos_embed):
-    model = VisionTransformer(**SMALL, distilled=distilled, pos_embed=pos_embed, drop_path=0.1)
+    model = VisionTransformer(**SMALL, distilled=distilled, pos_embed=pos_embed, drop_path_rate=0.1)
     images = torch.randn(2, 3, 32, 32)
     model(images).square().sum().backward()
     assert [
@@ -72,14 +72,49 @@ def test_forward_is_head_of_features_and_every_parameter_learns(distilled, pos_e
     assert torch.equal(model.forward_head(tokens), model(images))
 
 
-def test_distilled_output_is_the_mean_of_two_heads():
+def test_distilled_output_is_the_mean_of_two_classifiers():
     model = VisionTransformer(**SMALL, distilled=True).eval()
     images = torch.randn(2, 3, 32, 32)
-    one, two = model.forward_heads(images)
+    one, two = model.forward_classifiers(images)
     assert not torch.allclose(one, two)
     torch.testing.assert_close(model(images), (one + two) / 2)
     with pytest.raises(ValueError, match="distilled=True"):
-        VisionTransformer(**SMALL).forward_heads(images)
+        VisionTransformer(**SMALL).forward_classifiers(images)
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_without_classes_the_features_come_out(distilled):
+    model = VisionTransformer(**SMALL | dict(num_classes=0), distilled=distilled).eval()
+    images = torch.randn(2, 3, 32, 32)
+    tokens = model.forward_features(images)
+    assert model(images).shape == (2, 24)
+    assert torch.equal(model(images), tokens[:, : 1 + distilled].mean(dim=1))
+
+
+def test_images_need_not_be_square():
+    model = VisionTransformer(**SMALL | dict(img_size=(32, 48)), pos_embed="sincos").eval()
+    images = torch.randn(2, 3, 32, 48)
+    with record(model) as maps:
+        assert model(images).shape == (2, 5)
+    assert maps[0].grid == (4, 6)
+    assert maps[0].to_image().shape == (2, 3, 24, 24)
+    torch.testing.assert_close(model.fuse()(images), model(images), rtol=1e-4, atol=1e-5)
+    square = VisionTransformer(**SMALL | dict(img_size=(32, 32)))
+    assert square.state_dict().keys() == VisionTransformer(**SMALL).state_dict().keys()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("fused", [False, True])
+def test_any_batch_goes_through_a_traced_and_an_exported_model(fused):
+    model = VisionTransformer(**SMALL, distilled=True).eval()
+    model = model.fuse() if fused else model
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, images[:1])
+        torch.testing.assert_close(traced(images), model(images))
+        batch = {0: torch.export.Dim("batch", min=2, max=64)}
+        exported = torch.export.export(model, (images[:2],), dynamic_shapes=(batch,))
+        torch.testing.assert_close(exported.module()(images), model(images))
 
 
 def test_without_positions_a_blank_image_is_flat_and_tokens_are_a_set():
@@ -153,9 +188,9 @@ def test_recording_changes_nothing_and_gives_every_map(distilled):
         {"depth": 1, "pos_embed": "none"},
     ],
 )
-def test_deployment_form_works_for_the_tokens_that_are_read(options):
-    """Equal outputs, maps as before, and the other tokens cost two of a block's twelve dim² multiply-adds."""
-    model = VisionTransformer(**SMALL | options, drop_path=0.3).eval()
+def test_fused_model_works_for_the_tokens_that_are_read(options):
+    """Equal outputs, maps as before; other tokens cost 2 of the last block's 12 dim²."""
+    model = VisionTransformer(**SMALL | options, drop_path_rate=0.3).eval()
     images = torch.randn(2, 3, 32, 32)
     fused, tokens = model.fuse(), model.layout.prefix
     with torch.no_grad(), record(model) as maps:
@@ -169,15 +204,14 @@ def test_deployment_form_works_for_the_tokens_that_are_read(options):
         fused.forward_features(images), model.forward_features(images)[:, :tokens]
     )
     n, dim = 16, SMALL["embed_dim"]
-    saved = (
-        n * 10 * dim**2 + 2 * n * (n + tokens) * dim
-    )  # of each patch in the last block: q, output and MLP; its queries' two products
+    # of each patch in the last block: queries, output and MLP; its queries' two products
+    saved = n * 10 * dim**2 + 2 * n * (n + tokens) * dim
     assert measure.macs(model, images[:1]) - measure.macs(fused, images[:1]) == saved
     assert torch.equal(fused.fuse()(images), fused(images))
 
 
 def test_drop_path_acts_in_training_alone():
-    model = VisionTransformer(**SMALL, drop_path=0.9)
+    model = VisionTransformer(**SMALL, drop_path_rate=0.9)
     assert [b.drop_path.p for b in model.blocks] == [0.0, 0.9]
     images = torch.randn(8, 3, 32, 32)
     assert not torch.equal(model(images), model(images))
@@ -221,14 +255,21 @@ def test_timm_gives_the_same_output():
     ("change", "message"),
     [
         (dict(img_size=30), "img_size=30 is not divisible by patch_size=8"),
+        (dict(img_size=(32, 30)), "img_size=(32, 30) is not divisible by patch_size=8"),
+        (dict(img_size=(32, 32, 3)), "img_size=(32, 32, 3) must be a positive number of pixels"),
+        (dict(img_size=0), "img_size=0 must be a positive number of pixels"),
+        (dict(patch_size=0), "patch_size=0 must be at least 1"),
         (dict(num_heads=5), "num_heads=5 must be at least 1 and divide dim=24"),
         (dict(depth=0), "depth=0 must be at least 1"),
         (dict(num_classes=-1), "num_classes=-1 must be at least 0"),
         (dict(in_chans=0), "in_chans=0 must be at least 1"),
         (dict(mlp_ratio=0), "mlp_ratio=0 must be above 0"),
-        (dict(drop_path=1.0), "drop_path=1.0 must be at least 0 and below 1"),
-        (dict(pos_embed="rotary"), "pos_embed='rotary' is not one of 'learned', 'sincos', 'none'"),
-        (dict(pos_embed="sincos", embed_dim=30), "embed_dim=30 must be a multiple of 4"),
+        (dict(drop_path_rate=1.0), "drop_path_rate=1.0 must be at least 0 and less than 1"),
+        (
+            dict(pos_embed="rotary"),
+            "pos_embed='rotary' is not known; there are 'learned', 'sincos'",
+        ),
+        (dict(pos_embed="sincos", embed_dim=30), "embed_dim=30 must be a positive multiple of 4"),
     ],
 )
 def test_bad_arguments(change, message):
@@ -247,3 +288,8 @@ def test_bad_arguments(change, message):
 def test_bad_images(shape, message):
     with pytest.raises(ValueError, match=message):
         VisionTransformer(**SMALL)(torch.randn(shape))
+
+
+def test_whole_numbers_are_refused_as_images():
+    with pytest.raises(ValueError, match="torch.uint8.*images.float"):
+        VisionTransformer(**SMALL)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))

@@ -1,4 +1,4 @@
-"""ConViT: equal to the official figures; the convolutional start; separable positions; the gate; bad input."""
+"""ConViT: equal to the reference outputs; convolutional start; separable positions; the gate."""
 
 import re
 
@@ -8,7 +8,8 @@ import torch
 import refimpl
 from refimpl import weights
 from refimpl.bases.deit import Attention, Block
-from refimpl.layers import Layout
+from refimpl.deploy import deploy
+from refimpl.deploy.convit import FixedGPSA, kronecker, positional_factors, separable_product
 from refimpl.papers.convit import GPSA, VARIANTS, ConViT, non_locality, relative_features
 from refimpl.viz import attention as seen
 
@@ -46,7 +47,7 @@ def test_official(official_case):
 
 
 def whole(case, model, outputs):
-    """Our names are the official ones, so the model itself says which tensors the file leaves out."""
+    """Ours are the official names: the model itself says which tensors the file leaves out."""
     spec = case.data.get("state") or {
         name: list(tensor.shape) for name, tensor in model.state_dict().items()
     }
@@ -122,40 +123,65 @@ def test_parameter_counts_of_the_paper(variant, params):
         )
 
 
-def direct(layer, x, layout=None):
-    """GPSA as the paper writes it: both n × n maps, mixed, renormalised, applied. Positions as one softmax over all keys, with their bias."""
-    rows, cols = layout.grid if layout else (round(x.shape[1] ** 0.5),) * 2
+def direct(layer, x, grid):
+    """GPSA as the official code has it, positions with their bias, the mix renormalised.
+
+    Returns the output and the map (b, heads, n, n).
+    """
     b, n, c = x.shape
     heads, d = layer.num_heads, c // layer.num_heads
     q, k = layer.qk(x).view(b, n, 2, heads, d).permute(2, 0, 3, 1, 4)
+    v = layer.v(x).view(b, n, heads, d).transpose(1, 2)
     content = (q @ k.transpose(-2, -1) * d**-0.5).softmax(-1)
-    position = layer.pos_proj(relative_features(rows, cols).to(x)).permute(2, 0, 1).softmax(-1)
+    position = layer.pos_proj(relative_features(*grid).to(x)).permute(2, 0, 1).softmax(-1)
     gate = layer.gating_param.sigmoid()[:, None, None]
     mixed = (1 - gate) * content + gate * position
     mixed = mixed / mixed.sum(-1, keepdim=True)
-    return layer.proj(
-        (mixed @ layer.v(x).view(b, n, heads, d).transpose(1, 2)).transpose(1, 2).reshape(b, n, c)
-    ), mixed
+    return layer.proj((mixed @ v).transpose(1, 2).reshape(b, n, c)), mixed
 
 
-@pytest.mark.parametrize(
-    ("heads", "grid"), [(1, (3, 3)), (4, (5, 5)), (9, (4, 4)), (6, (2, 7)), (3, (1, 4))]
-)
-def test_separable_positions_equal_the_direct_form(heads, grid):
-    """For random weights, bias and gate; on rectangles too."""
-    layer = GPSA(heads * 5, heads, qkv_bias=True).double()
+GRIDS = [(1, (3, 3)), (4, (5, 5)), (9, (4, 4)), (6, (2, 7)), (3, (1, 4))]  # heads and grid
+
+
+def random_layer(heads, grid):
+    """A layer with random weights, bias and gate, and tokens for it, in float64."""
+    layer = GPSA(heads * 5, heads, qkv_bias=True, grid=grid).double().eval()
     for p in layer.parameters():
         torch.nn.init.normal_(p, std=0.5)
-    x, layout = torch.randn(3, grid[0] * grid[1], heads * 5, dtype=torch.float64), Layout(grid)
-    wanted, mixed = direct(layer, x, layout)
+    return layer, torch.randn(3, grid[0] * grid[1], heads * 5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("heads", "grid"), GRIDS)
+def test_the_layer_equals_the_official_form(heads, grid):
+    """For random weights, bias and gate; on rectangles too."""
+    layer, x = random_layer(heads, grid)
+    wanted, mixed = direct(layer, x, grid)
     with seen.record(layer) as maps:
-        torch.testing.assert_close(layer(x, layout), wanted)
+        torch.testing.assert_close(layer(x), wanted)
     torch.testing.assert_close(maps[0].weights.double(), mixed, rtol=0, atol=1e-6)
+    assert maps[0].grid == grid
     position = layer.pos_proj(relative_features(*grid).double()).permute(2, 0, 1).softmax(-1)
     torch.testing.assert_close(layer.positional_map(*grid), position)
 
 
-def test_gradients_equal_those_of_the_direct_form():
+@pytest.mark.parametrize(("heads", "grid"), GRIDS)
+def test_separable_positions_equal_the_map(heads, grid):
+    """The fused layer never makes P, and computes the same; its map, shown on demand, is A."""
+    layer, x = random_layer(heads, grid)
+    p_row, p_col = positional_factors(layer.pos_proj.weight, *grid)
+    assert p_row.shape == (heads, grid[0], grid[0]) and p_col.shape == (heads, grid[1], grid[1])
+    torch.testing.assert_close(kronecker(p_row, p_col), layer.positional_map(*grid))
+    v = torch.randn(2, heads, grid[0] * grid[1], 3, dtype=torch.float64)
+    torch.testing.assert_close(separable_product(p_row, p_col, v), layer.positional_map(*grid) @ v)
+    wanted, mixed = direct(layer, x, grid)
+    with seen.record(layer) as own, seen.record(fixed := FixedGPSA(layer)) as maps:
+        layer(x)
+        torch.testing.assert_close(fixed(x), wanted)
+    torch.testing.assert_close(maps[0].weights.double(), mixed, rtol=0, atol=1e-6)
+    assert maps[0].layout == own[0].layout
+
+
+def test_gradients_equal_those_of_the_official_form():
     layer = GPSA(20, 4).double()
     x = torch.randn(2, 16, 20, dtype=torch.float64)
     upstream = torch.randn_like(x)
@@ -163,11 +189,10 @@ def test_gradients_equal_those_of_the_direct_form():
         layer(x), [p for p in layer.parameters() if p.requires_grad], upstream
     )
     layer.pos_proj.bias.requires_grad_()
-    theirs = torch.autograd.grad(direct(layer, x)[0], list(layer.parameters()), upstream)
+    theirs = torch.autograd.grad(direct(layer, x, (4, 4))[0], list(layer.parameters()), upstream)
     theirs = dict(zip(dict(layer.named_parameters()), theirs, strict=True))
-    assert (
-        theirs.pop("pos_proj.bias").abs().max() < 1e-12
-    )  # the bias cancels: no gradient beyond rounding
+    # the bias cancels: no gradient beyond rounding
+    assert theirs.pop("pos_proj.bias").abs().max() < 1e-12
     for a, b in zip(ours, theirs.values(), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -234,7 +259,7 @@ def test_uniform_attention_has_the_grid_s_mean_distance():
 
 
 def test_forward_is_head_of_features_and_every_parameter_but_the_cancelling_bias_learns():
-    model = ConViT(**SMALL, drop_path=0.1)
+    model = ConViT(**SMALL, drop_path_rate=0.1)
     images = torch.randn(2, 3, 32, 32)
     model(images).square().sum().backward()
     silent = {
@@ -277,9 +302,9 @@ def test_recording_changes_nothing_and_gives_every_map():
 
 
 @pytest.mark.parametrize("change", [{}, {"qkv_bias": True}, {"local_up_to_layer": 0}])
-def test_deployment_form(change):
-    """Equal logits; stored factors of the weights at hand; the class token alone; maps as before; a second `fuse` changes nothing."""
-    model = ConViT(**SMALL | change, drop_path=0.3).eval()
+def test_fused_model(change):
+    """Equal logits and maps; the class token alone; a second `fuse` changes nothing."""
+    model = ConViT(**SMALL | change, drop_path_rate=0.3).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
     images = torch.randn(2, 3, 32, 32)
@@ -298,6 +323,71 @@ def test_deployment_form(change):
         model.blocks[-1], Block
     )
     assert {t.dtype for t in model.double().fuse().state_dict().values()} == {torch.float64}
+
+
+def test_images_need_not_be_square():
+    model = ConViT(**SMALL | dict(img_size=(32, 48))).eval()
+    images = torch.randn(2, 3, 32, 48)
+    with torch.no_grad(), seen.record(model) as maps:
+        logits = model(images)
+        torch.testing.assert_close(model.fuse()(images), logits, rtol=1e-4, atol=1e-5)
+    assert [m.grid for m in maps] == [(4, 6)] * 3
+    assert [m.to_image().shape for m in maps] == [(2, 9, 24, 24)] * 3
+
+
+def test_without_classes_the_features_come_out():
+    model = ConViT(**SMALL | dict(num_classes=0)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(images), model.forward_features(images)[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision(dtype):
+    """Forward and backward as built, forward as fused."""
+    model = ConViT(**SMALL)
+    images = torch.randn(2, 3, 32, 32)
+    wanted = model.eval()(images)
+    with torch.autocast("cpu", dtype):
+        fused = model.fuse()(images)
+        logits = model.train()(images)
+    for found in (logits, fused):
+        assert torch.dist(found.float(), wanted) < 0.05 * wanted.norm()
+    logits.float().square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("fused", [False, True])
+def test_int8_quantisation_leaves_positions_alone(fused):
+    model = ConViT(**SMALL).eval()
+    model = model.fuse() if fused else model
+    images = torch.randn(2, 3, 32, 32)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+    with torch.no_grad():
+        wanted = model(images)
+        assert torch.dist(quantised(images), wanted) < 0.1 * wanted.norm()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("fused", [False, True])
+def test_any_batch_goes_through_a_traced_and_an_exported_model(fused):
+    model = ConViT(**SMALL).eval()
+    model = model.fuse() if fused else model
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, images[:1])
+        torch.testing.assert_close(traced(images), model(images))
+        batch = {0: torch.export.Dim("batch", min=2, max=64)}
+        exported = torch.export.export(model, (images[:2],), dynamic_shapes=(batch,))
+        torch.testing.assert_close(exported.module()(images), model(images))
+
+
+def test_a_layer_for_any_grid_stays_as_it_is_when_fused():
+    model = torch.nn.Sequential(GPSA(36, 9), GPSA(36, 9, grid=(2, 8))).eval()
+    fused = deploy(model)
+    assert type(fused[0]) is GPSA and type(fused[1]) is FixedGPSA
+    x = torch.randn(2, 16, 36)
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_no_local_layers_is_a_plain_transformer():
@@ -338,7 +428,7 @@ def test_timm_gives_the_same_output(variant):
         (dict(local_up_to_layer=3), "local_up_to_layer=3 must be at least 0 and below depth=3"),
         (dict(local_up_to_layer=-1), "local_up_to_layer=-1"),
         (dict(locality_strength=0.0), "locality_strength=0.0 must be above 0"),
-        (dict(drop_path=1.5), "drop_path=1.5 must be at least 0 and below 1"),
+        (dict(drop_path_rate=1.5), "drop_path_rate=1.5 must be at least 0 and less than 1"),
     ],
 )
 def test_bad_arguments(change, message):
@@ -383,11 +473,11 @@ def test_the_mix_needs_no_renormalisation():
 
 
 def test_positions_depend_on_no_image_and_need_no_map():
-    """Difference convit.d5: one pair of small factors a layer serves every image of a batch."""
+    """Difference convit.d5: one pair of small factors per layer serves every image of a batch."""
     layer = GPSA(36, 9)
-    rows, cols = layer.positional_factors(5, 7)
-    assert rows.shape == (9, 5, 5) and cols.shape == (9, 7, 7)
-    torch.testing.assert_close(torch.kron(rows[3], cols[3]), layer.positional_map(5, 7)[3])
+    p_row, p_col = positional_factors(layer.pos_proj.weight, 5, 7)
+    assert p_row.shape == (9, 5, 5) and p_col.shape == (9, 7, 7)
+    torch.testing.assert_close(torch.kron(p_row[3], p_col[3]), layer.positional_map(5, 7)[3])
 
 
 def test_non_locality_of_raw_patch_embeddings_is_not_the_network_s():
