@@ -101,9 +101,10 @@ def image(
         )
     height, width = x.shape[2:]
     if size is not None and (height, width) != tuple(size):
+        built_for = size[0] if size[0] == size[1] else tuple(size)
         raise ValueError(
             f"images are {height}×{width} pixels, this model was built for"
-            f" {size[0]}×{size[1]} (its img_size)"
+            f" img_size={built_for} ({size[0]}×{size[1]})"
         )
     if multiple is not None and (height % multiple or width % multiple):
         raise ValueError(
