@@ -73,7 +73,10 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     limit = arguments.limit
-    stems = arguments.stems or sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb"))
+    known = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    stems = arguments.stems or known
+    if unknown := sorted(set(stems) - set(known)):
+        parser.error(f"no notebooks/{unknown[0]}.ipynb; there are: {', '.join(known) or 'none'}")
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
         site = Path(folder) / "site"
         install_wheel(site)
