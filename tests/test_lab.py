@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from refimpl import layers
@@ -323,6 +324,17 @@ def test_parameters():
     assert measure.parameters(net) == 15
     net.bias.requires_grad_(False)
     assert measure.parameters(net, trainable=True) == 12
+
+
+def test_traffic_counts_what_goes_in_and_out():
+    x = torch.zeros(100, 100)  # 40 kB
+    query = torch.zeros(1, 2, 50, 8)  # 3.2 kB
+    assert measure.traffic(lambda: x.view(-1).t()) == 0
+    assert measure.traffic(lambda: x + 1) == 80_000
+    assert measure.traffic(lambda: x.t().contiguous()) == 80_000
+    assert measure.traffic(lambda: x @ x) == 120_000
+    fused = measure.traffic(lambda: F.scaled_dot_product_attention(query, query, query))
+    assert fused < 4 * query.nbytes + 1000  # its map never leaves the operator
 
 
 def test_peak_memory_counts_what_lives():

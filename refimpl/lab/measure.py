@@ -226,6 +226,33 @@ def peak_memory(function: Callable[[], object]) -> int:
     return meter.peak
 
 
+class Traffic(TorchDispatchMode):
+    """Adds up the bytes of every operator's tensors: what goes in, and what comes out."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        aliases = [r.alias_info for r in func._schema.returns]
+        if not any(alias is not None and not alias.is_write for alias in aliases):
+            tensors = tree_leaves((args, kwargs, result))
+            self.bytes += sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
+        return result
+
+
+def traffic(function: Callable[[], object]) -> int:
+    """Bytes that the operators of `function()` read and write when each touches its tensors once.
+
+    Views move nothing. A fused operator counts what enters and leaves it, an expanded tensor its
+    full size; what a cache saves is not taken off. Gradients are off.
+    """
+    with torch.no_grad(), Traffic() as counter:
+        function()
+    return counter.bytes
+
+
 MOVES = "copy clone contiguous cat stack view reshape permute transpose expand select slice as_strided split chunk unbind index gather roll pad"
 KINDS = {  # kind of work -> pieces of operator names; the first that fits counts
     "convolution": ("conv",),
