@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 import refimpl
 from refimpl import layers
 from refimpl.catalogue import Claim, Paper
-from refimpl.chapter import claims, freshness, session, show
+from refimpl.chapter import claims, freshness, rules, session, show
 
 
 @pytest.fixture
@@ -118,6 +120,8 @@ def test_table_is_accessible_and_escapes(published):
 
 @pytest.fixture
 def paper(monkeypatch):
+    counted = "supports if ours == theirs; contradicts otherwise"
+    noisy = "supports if gain > 2 * spread; contradicts if gain < -2 * spread"
     made = Paper(
         "madeup",
         "MadeUp",
@@ -125,13 +129,13 @@ def paper(monkeypatch):
         "A. Author",
         "V",
         2024,
-        "attention",
         "an idea",
         claims=(
-            Claim("madeup.1", "The counts are equal.", "22,058", "identity"),
-            Claim("madeup.2", "It learns faster.", "2×", "miniature"),
+            Claim("madeup.1", "The counts are equal.", "22,058", "identity", counted),
+            Claim("madeup.2", "It learns faster.", "2×", "miniature", noisy),
+            Claim("madeup.3", "It can be read.", "easily", "miniature", "Three readers say so."),
             Claim(
-                "madeup.3",
+                "madeup.4",
                 "It is fast on a phone.",
                 "1.6 ms",
                 "out_of_reach",
@@ -145,46 +149,166 @@ def paper(monkeypatch):
     return made
 
 
+def report_all():
+    counts = {"ours": 22_058, "theirs": np.int64(22_058)}
+    gain = {"gain": torch.tensor(-0.9), "spread": 0.1}
+    claims.report("madeup.1", measured="22,058 of 22,058", values=counts, why="counted")
+    claims.report("madeup.2", measured="0.9×", values=gain, why="too small a model")
+    claims.report("madeup.3", measured="two of two", verdict="inconclusive", why="no third")
+
+
 def test_claims_table(paper, published):
-    with pytest.raises(ValueError, match="madeup.1, madeup.2"):
+    with pytest.raises(ValueError, match="without a report: madeup.1, madeup.2, madeup.3; call"):
         claims.table("madeup")
-    row = claims.report("madeup.1", measured="22,058 of 22,058", verdict="supports", why="counted")
-    assert repr(row) == "madeup.1 ✓ supports: 22,058 of 22,058"
-    claims.report("madeup.2", measured="0.9×", verdict="contradicts", why="too small a model")
+    report_all()
+    assert repr(claims.reports["madeup.1"]) == "madeup.1 ✓ supports: 22,058 of 22,058"
     claims.table("madeup")
-    bundle, metadata = published[0]
-    rows = metadata["refimpl"]["claims"]
-    assert [r["id"] for r in rows] == [c.id for c in paper.claims]
-    assert [r["verdict"] for r in rows] == ["supports", "contradicts", "not tested here"]
+    bundle, _ = published[0]
+    assert "✗ contradicts" in bundle["text/html"]
+    assert "too small a model" in bundle["text/plain"]
     assert (
-        "a phone" in rows[2]["why"]
-        and "python -m bench" in rows[2]["why"]
-        and rows[0]["reported"] == "22,058"
+        "Rule: <code>supports if ours == theirs; contradicts otherwise</code>"
+        in (bundle["text/html"])
     )
-    assert "✗ contradicts" in bundle["text/html"] and "too small a model" in bundle["text/plain"]
+    assert "Rule: Three readers say so." in bundle["text/html"]
+
+
+def test_the_notebook_keeps_of_a_claim_only_what_the_run_found(paper, published):
+    report_all()
+    claims.table("madeup")
+    kept = published[0][1]["refimpl"]["claims"]
+    assert [row["id"] for row in kept] == [claim.id for claim in paper.claims]
+    verdicts = ["supports", "contradicts", "inconclusive", "not tested here"]
+    assert [row["verdict"] for row in kept] == verdicts
+    words = {"id", "measured", "verdict", "why"}
+    assert [row.keys() - words for row in kept] == [{"values"}, {"values"}, set(), set()]
+    assert kept[1]["values"] == {"gain": pytest.approx(-0.9), "spread": 0.1}
+    assert "a phone" in kept[3]["why"]
+    assert "python -m bench" in kept[3]["why"]
+    text = json.dumps(kept)
+    assert not [claim.statement for claim in paper.claims if claim.statement in text]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id": "madeup.9"}, "madeup has madeup.1, madeup.2, madeup.3"),
-        ({"id": "madup.1"}, "did you mean madeup.1"),
-        ({"verdict": "confirmed"}, "'supports', 'contradicts'"),
+        ({"id": "madeup.9"}, "unknown claim 'madeup.9'; did you mean 'madeup"),
+        ({"id": "madup.1"}, "did you mean 'madeup.1'"),
+        ({"verdict": "confirmed"}, "verdict='confirmed' is not known"),
+        ({"verdict": None}, "no rule computes its verdict; give verdict="),
         ({"measured": " "}, "measured is empty"),
         ({"why": ""}, "why is empty"),
-        ({"id": "madeup.1", "verdict": "inconclusive"}, "identity"),
+        ({"id": "madeup.1", "verdict": "supports"}, "its verdict follows from numbers"),
+        ({"id": "madeup.1", "verdict": None}, "its verdict follows from numbers"),
+        ({"id": "madeup.1", "verdict": "not tested here"}, "identity"),
+        ({"id": "madeup.2", "verdict": None, "values": {"gain": 1}}, "'spread' is missing"),
+        (
+            {"id": "madeup.2", "verdict": None, "values": {"gain": 1, "spread": 1, "b": 2}},
+            "compares gain, spread: no 'b'",
+        ),
+        (
+            {"id": "madeup.2", "verdict": None, "values": {"gain": float("nan"), "spread": 1}},
+            "gain=nan must be a finite number",
+        ),
+        ({"values": {"n": "3"}}, "n='3' must be a finite number"),
     ],
 )
 def test_claims_refuse(paper, change, message):
-    given = {"id": "madeup.2", "measured": "1", "verdict": "supports", "why": "because"} | change
+    given = {"id": "madeup.3", "measured": "1", "verdict": "supports", "why": "because"} | change
     with pytest.raises(ValueError, match=message):
         claims.report(given.pop("id"), **given)
     assert not claims.reports
 
 
+def test_what_was_not_tested_needs_no_numbers(paper):
+    claims.report("madeup.2", measured="", verdict="not tested here", why="needs scale='full'")
+    assert claims.reports["madeup.2"].verdict == "not tested here"
+
+
 def test_claims_of_an_unknown_paper():
-    with pytest.raises(ValueError, match="did you mean efficientvit"):
+    with pytest.raises(ValueError, match="did you mean 'efficientvit'"):
         claims.table("eficientvit")
+
+
+@pytest.mark.parametrize(
+    ("rule", "values", "verdict"),
+    [
+        ("supports if a > 1; contradicts if a < -1", {"a": 2}, "supports"),
+        ("supports if a > 1; contradicts if a < -1", {"a": -2}, "contradicts"),
+        ("supports if a > 1; contradicts if a < -1", {"a": 1}, "inconclusive"),
+        ("supports if 0 < a <= 1; contradicts otherwise", {"a": 1}, "supports"),
+        ("supports if 0 < a <= 1; contradicts otherwise", {"a": 0}, "contradicts"),
+        (
+            "supports if a > 2 * s and not b < 1; contradicts if a < 0",
+            dict(a=3, s=1, b=1),
+            "supports",
+        ),
+        ("supports if a == 1 or b != 0; contradicts otherwise", dict(a=2, b=0), "contradicts"),
+        ("supports if (a - b) / -b > 2**3; contradicts if a == b", dict(a=9, b=-1), "supports"),
+        ("supports if a > 1; contradicts if a < 1", {"a": np.float32(1.5)}, "supports"),
+        ("supports if a > 1; contradicts otherwise; where a is a; or not", {"a": 1}, "contradicts"),
+    ],
+)
+def test_rules_decide(rule, values, verdict):
+    assert rules.computed(rule)
+    assert rules.verdict(rule, values) == verdict
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("supports if a > 1", "can't be read; wanted 'supports if …; contradicts if …'"),
+        ("supports if a > 1; contradicts when a < 1", "can't be read"),
+        ("supports if a >; contradicts otherwise", "'a >' is no comparison of numbers"),
+        ("supports if a; contradicts otherwise", "'a' is no comparison of numbers"),
+        ("supports if a + 1; contradicts otherwise", "no comparison of numbers"),
+        ("supports if a > 'x'; contradicts otherwise", "neither a name nor a number"),
+        ("supports if a > True; contradicts otherwise", "neither a name nor a number"),
+        ("supports if a > 1j; contradicts otherwise", "neither a name nor a number"),
+        ("supports if abs(a) > 1; contradicts otherwise", "'abs.a.' is neither a name nor"),
+        ("supports if a.real > 1; contradicts otherwise", "'a.real' is neither a name nor"),
+        ("supports if a[0] > 1; contradicts otherwise", "neither a name nor a number"),
+        ("supports if (b := a) > 1; contradicts otherwise", "neither a name nor a number"),
+        ("supports if a in b; contradicts otherwise", "no comparison of numbers"),
+        ("supports if a > (1 if a else 2); contradicts otherwise", "neither a name nor"),
+        ("supports if __import__('os').system('true') == 0; contradicts otherwise", "neither"),
+        ("supports if a > 1; contradicts if a > 0", "both supports and contradicts"),
+        ("supports if a / 0 > 1; contradicts otherwise", "of a rule has no value"),
+        ("supports if a > 9**9**9**9; contradicts otherwise", "of a rule has no value"),
+        ("supports if (-a)**0.5 > 1; contradicts otherwise", "has no real value"),
+    ],
+)
+def test_rules_refuse(rule, message):
+    with pytest.raises(ValueError, match=message):
+        rules.verdict(rule, {"a": 2})
+
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_verdicts_follow_from_rules_that_stand_in_the_catalogue(notebook):
+    stored = {}
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", []):
+            found = output.get("metadata", {}).get("refimpl", {}).get("claims", [])
+            stored |= {row["id"]: row for row in found}
+    for claim in refimpl.paper(notebook.stem).claims:
+        assert claim.rule or claim.kind == "out_of_reach", f"{claim.id} has no rule"
+        row = stored[claim.id]
+        if rules.computed(claim.rule) and "values" in row:
+            assert row["verdict"] == rules.verdict(claim.rule, row["values"]), claim.id
+
+
+CLAIMS = [claim for paper in refimpl.catalogue.PAPERS.values() for claim in paper.claims]
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
+def test_rules_of_the_catalogue_can_be_read(claim):
+    if rules.computed(claim.rule):
+        assert rules.names(claim.rule)
+    else:
+        assert not claim.rule.lower().startswith("supports if"), "would be taken for prose"
 
 
 # -- in a real kernel

@@ -1,4 +1,7 @@
-"""The paper Breast tumours with EfficientNet: its claims with their rules, and where its code departs from its text."""
+"""The paper Breast tumours with EfficientNet.
+
+Its claims with their rules, and where its code departs from its text.
+"""
 
 from refimpl.catalogue import Claim, Difference, Paper
 

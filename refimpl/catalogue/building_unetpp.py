@@ -1,4 +1,7 @@
-"""The paper Buildings with U-Net++: its claims with their rules, and where its code departs from its text."""
+"""The paper Buildings with U-Net++.
+
+Its claims with their rules, and where its code departs from its text.
+"""
 
 from refimpl.catalogue import Claim, Difference, Paper
 

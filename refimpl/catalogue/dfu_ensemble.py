@@ -1,4 +1,7 @@
-"""The paper Foot ulcers with synthetic images: its claims with their rules, and where its code departs from its text."""
+"""The paper Foot ulcers with synthetic images.
+
+Its claims with their rules, and where its code departs from its text.
+"""
 
 from refimpl.catalogue import Claim, Difference, Paper
 

@@ -32,6 +32,11 @@ PAPER = Paper(
             ),
             reported="visible in DINO, DINOv2, CLIP, MAE, DeiT-III and others",
             kind="miniature",
+            rule=(
+                "Supported when in each of three seeds R² of position is higher by 0.3, and η² "
+                "higher, with an embedding of sines and cosines than without any; else "
+                "inconclusive."
+            ),
         ),
         Claim(
             id="dvt.2",
@@ -41,6 +46,11 @@ PAPER = Paper(
             ),
             reported="vision transformers retrained without position embedding",
             kind="miniature",
+            rule=(
+                "Supported when without an embedding R² of position stays below 0.1 in three seeds "
+                "and the features of a blank image differ by less than 1e-4; contradicted "
+                "otherwise."
+            ),
         ),
         Claim(
             id="dvt.3",
@@ -50,6 +60,10 @@ PAPER = Paper(
             ),
             reported="shown in figures",
             kind="miniature",
+            rule=(
+                "Supported when the cosine of the blank image's map and the mean map, both "
+                "centred, is above 0.5 in each of three seeds; else inconclusive."
+            ),
         ),
         Claim(
             id="dvt.4",
@@ -59,6 +73,10 @@ PAPER = Paper(
             ),
             reported="768 views and 25 000 steps an image",
             kind="miniature",
+            rule=(
+                "Supported when R² of position falls by more than 0.3 from raw features to F in "
+                "each of three seeds; contradicted otherwise."
+            ),
         ),
         Claim(
             id="dvt.5",
@@ -68,6 +86,10 @@ PAPER = Paper(
             ),
             reported="trained on 10 000 images of VOC, applied to others",
             kind="miniature",
+            rule=(
+                "Supported when on unseen images the denoised features show less of the position "
+                "than raw ones, by both measures and in each of three seeds; else inconclusive."
+            ),
         ),
         Claim(
             id="dvt.6",
@@ -77,6 +99,11 @@ PAPER = Paper(
                 "23.84 → 23.25"
             ),
             kind="miniature",
+            rule=(
+                "Supported when in each of three seeds F beats its control without G, and the "
+                "denoiser the raw features, in mIoU; contradicted when none of these differences "
+                "is positive; else inconclusive."
+            ),
         ),
         Claim(
             id="dvt.7",

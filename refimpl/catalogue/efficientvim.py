@@ -47,6 +47,10 @@ PAPER = Paper(
             ),
             reported="O(LD²) against O(ND² + LND)",
             kind="identity",
+            rule=(
+                "Supported when the counter gives 5lND + 27lN + 3lD² and 5lND + 27lN + 3ND² at "
+                "every size tried; contradicted otherwise."
+            ),
         ),
         Claim(
             id="efficientvim.3",
@@ -56,6 +60,10 @@ PAPER = Paper(
             ),
             reported="profile on a GPU: the linear projections are the bottleneck",
             kind="miniature",
+            rule=(
+                "Supported when the linear projections of the tokens take more than half of the "
+                "parts' time; contradicted otherwise."
+            ),
         ),
         Claim(
             id="efficientvim.4",
@@ -65,12 +73,20 @@ PAPER = Paper(
             ),
             reported="derivation in the paper",
             kind="identity",
+            rule=(
+                "Supported when both orders agree to 1e-9 without the gate and differ by more than "
+                "0.1 of the norm with it; contradicted otherwise."
+            ),
         ),
         Claim(
             id="efficientvim.5",
             statement="Fusing the hidden states of all stages in the head raises accuracy.",
             reported="gain in the paper's ImageNet ablation",
             kind="miniature",
+            rule=(
+                "Supported when accuracy rises by more than 0.01 in each of three seeds; "
+                "contradicted when it falls by as much in each; else inconclusive."
+            ),
         ),
         Claim(
             id="efficientvim.6",
@@ -80,6 +96,11 @@ PAPER = Paper(
             ),
             reported="same accuracy as multi-head at higher throughput",
             kind="miniature",
+            rule=(
+                "Supported when the closest pair of the states' maps correlates below 0.5; "
+                "contradicted when pairs correlate above 0.9 on average; else, or where the "
+                "verdict differs between seeds 0 to 3, inconclusive."
+            ),
         ),
         Claim(
             id="efficientvim.7",
@@ -103,12 +124,21 @@ PAPER = Paper(
                 "higher throughput than multi-head and non-causal state-space duality on a GPU"
             ),
             kind="miniature",
+            rule=(
+                "Supported when the layer mixed on tokens takes more than 1.1 times as long at the "
+                "third size, and the ratio is larger at the last size than at the first; "
+                "contradicted otherwise."
+            ),
         ),
         Claim(
             id="efficientvim.9",
             statement="The four models have the published multiply-adds.",
             reported="239, 355, 656 and 1111 M",
             kind="identity",
+            rule=(
+                "Supported when all four counts lie between 0.98 and 1 of the published ones, "
+                "which also count norms and activations; contradicted otherwise."
+            ),
         ),
     ),
     differences=(

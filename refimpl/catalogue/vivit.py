@@ -1,4 +1,7 @@
-"""The paper Optimizing ViViT: its claims with their rules, and where its code departs from its text."""
+"""The paper Optimizing ViViT.
+
+Its claims with their rules, and where its code departs from its text.
+"""
 
 from refimpl.catalogue import Claim, Difference, Paper
 

@@ -1,15 +1,17 @@
-"""What became of a paper's claims here: reported by the chapter that measured, shown as a table, collected by the book's ledger.
+"""What became of a paper's claims here: reported by the chapter that measured, shown as a table.
 
+The notebook carries of a claim only id, measured, verdict and why (and the numbers that a rule
+compared); the book's ledger joins statement, reported figure and rule from the catalogue.
 A contradiction is a finding, not a failure: it stays, with its likely reason.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from difflib import get_close_matches
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from refimpl import catalogue
-from refimpl.chapter import show
+from refimpl import catalogue, checks
+from refimpl.chapter import rules, show
 
 VERDICTS = ("supports", "contradicts", "inconclusive", "not tested here")
 SIGNS = {"supports": "✓", "contradicts": "✗", "inconclusive": "≈", "not tested here": "–"}
@@ -17,15 +19,21 @@ SIGNS = {"supports": "✓", "contradicts": "✗", "inconclusive": "≈", "not te
 
 @dataclass(frozen=True)
 class Report:
-    """One claim and what this run found. Printed as one line, which is deterministic where `measured` is."""
+    """One claim and what this run found. Printed as a line, deterministic where `measured` is."""
 
     id: str
     measured: str
     verdict: str
     why: str
+    values: dict[str, float] = field(default_factory=dict)  # what the claim's rule compared
 
     def __repr__(self) -> str:
         return f"{self.id} {SIGNS[self.verdict]} {self.verdict}: {self.measured}"
+
+    def record(self) -> dict:
+        """What the notebook keeps of it."""
+        kept = {"id": self.id, "measured": self.measured, "verdict": self.verdict, "why": self.why}
+        return kept | ({"values": self.values} if self.values else {})
 
 
 reports: dict[str, Report] = {}
@@ -34,95 +42,109 @@ reports: dict[str, Report] = {}
 def find(id: str) -> catalogue.Claim:
     """The claim with this id (`"efficientvit.1"`), or a `ValueError` with the nearest ids."""
     claims = {claim.id: claim for paper in catalogue.PAPERS.values() for claim in paper.claims}
-    if id in claims:
-        return claims[id]
-    near = get_close_matches(str(id), claims, 3, 0.6)
-    stem = str(id).split(".")[0]
-    hint = (
-        f"did you mean {', '.join(near)}?"
-        if near
-        else f"the papers with claims are {', '.join(sorted({c.split('.')[0] for c in claims})) or 'none'}"
-    )
-    have = [c for c in claims if c.split(".")[0] == stem]
-    raise ValueError(
-        f"unknown claim {id!r}; " + (f"{stem} has {', '.join(have)}" if have else hint)
-    )
+    stem = str(id).partition(".")[0]
+    of_paper = [name for name in claims if name.partition(".")[0] == stem]
+    checks.choice("id", id, of_paper or claims, "claim")
+    return claims[id]
 
 
-def report(id: str, *, measured: str, verdict: str, why: str) -> Report:
+def report(
+    id: str,
+    *,
+    measured: str,
+    why: str,
+    verdict: str | None = None,
+    values: Mapping[str, float] | None = None,
+) -> Report:
     """Say what this run found about a claim; a later report of the same claim replaces the earlier.
 
-    measured: our figure, in words with its unit; verdict: `supports`, `contradicts`, `inconclusive` or `not tested here`;
-    why: one line. Raises `ValueError` for an unknown id or verdict, an empty text, or an identity claim that is left open.
+    measured: our figure, in words with its unit.
+    why: one line.
+    values: the numbers that the claim's rule compares, by name; the verdict follows from them.
+    verdict: `supports`, `contradicts`, `inconclusive` or `not tested here`, where the claim's rule
+        is prose; a computed rule leaves only `not tested here` to be given.
+
+    Raises `ValueError` for an unknown id or verdict, an empty text, numbers that the rule does not
+    compare, a given verdict where it follows from numbers, or an identity claim that is left open.
     """
     claim = find(id)
-    if verdict not in VERDICTS:
-        raise ValueError(
-            f"verdict={verdict!r} of claim {id} is not one of {', '.join(map(repr, VERDICTS))}"
-        )
+    numbers = {name: rules.finite(name, value) for name, value in (values or {}).items()}
+    if verdict is not None:
+        checks.choice("verdict", verdict, VERDICTS)
+    if verdict != "not tested here" and rules.computed(claim.rule):
+        if verdict is not None or values is None:
+            raise ValueError(
+                f"claim {id}: its verdict follows from numbers; give values= for the rule"
+                f" {claim.rule!r} and no verdict"
+            )
+        verdict = rules.verdict(claim.rule, numbers)
+    elif verdict is None:
+        raise ValueError(f"claim {id}: no rule computes its verdict; give verdict=…")
     if claim.kind == "identity" and verdict in ("inconclusive", "not tested here"):
         raise ValueError(
-            f"claim {id} is an identity, which holds here or does not: verdict={verdict!r} must be 'supports' or 'contradicts'"
+            f"claim {id} is an identity, which holds here or does not: verdict={verdict!r} must be"
+            " 'supports' or 'contradicts'"
         )
     if verdict != "not tested here" and not measured.strip():
         raise ValueError(f"claim {id}: measured is empty, but the verdict is {verdict!r}")
     if not why.strip():
         raise ValueError(f"claim {id}: why is empty; give one line")
-    reports[id] = Report(id, measured.strip(), verdict, why.strip())
+    reports[id] = Report(id, measured.strip(), verdict, why.strip(), numbers)
     return reports[id]
 
 
-def rows(stem: str) -> list[dict[str, str]]:
-    """All claims of a paper in the catalogue's order with what this run found; claims out of reach say what they need.
+def rows(stem: str) -> list[tuple[catalogue.Claim, Report]]:
+    """All claims of a paper in the catalogue's order with what this run found.
 
-    Raises `ValueError` while a claim that can be tested here has no report.
+    Claims out of reach say what they need. Raises `ValueError` while a claim that can be tested
+    here has no report.
     """
-    paper = catalogue.PAPERS.get(stem)
-    if paper is None:
-        near = get_close_matches(str(stem), catalogue.PAPERS, 3, 0.5)
-        raise ValueError(
-            f"unknown paper {stem!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
-        )
-    if not paper.claims:
+    checks.choice("stem", stem, catalogue.PAPERS, "paper")
+    claims = catalogue.PAPERS[stem].claims
+    if not claims:
         raise ValueError(f"the catalogue holds no claims of {stem!r}")
-    missing = [c.id for c in paper.claims if c.id not in reports and c.kind != "out_of_reach"]
+    missing = [c.id for c in claims if c.id not in reports and c.kind != "out_of_reach"]
     if missing:
         raise ValueError(
-            f"claims without a report: {', '.join(missing)}; call claims.report(id, measured=…, verdict=…, why=…) for each"
+            f"claims without a report: {', '.join(missing)}; call claims.report(id, measured=…,"
+            " why=…, verdict=… or values=…) for each"
         )
-    found = []
-    for claim in paper.claims:
-        given = reports.get(claim.id) or Report(
-            claim.id, "", "not tested here", out_of_reach(claim)
-        )
-        found.append(
-            asdict(given)
-            | {"statement": claim.statement, "reported": claim.reported, "kind": claim.kind}
-        )
-    return found
+    return [(claim, reports.get(claim.id) or out_of_reach(claim)) for claim in claims]
 
 
-def out_of_reach(claim: catalogue.Claim) -> str:
+def out_of_reach(claim: catalogue.Claim) -> Report:
+    """What stands in the place of a report where a laptop is not enough."""
     command = f" To test it: `{claim.command}`" if claim.command else ""
-    return f"Needs {claim.needs or 'more than a laptop'}.{command}"
+    why = f"Needs {claim.needs or 'more than a laptop'}.{command}"
+    return Report(claim.id, "", "not tested here", why)
 
 
 def table(stem: str) -> None:
-    """Show every claim of a paper: statement, the paper's figure, ours, verdict and why. The rows also go into the output's metadata."""
+    """Show every claim of a paper: statement, the paper's figure, ours, verdict, why and rule.
+
+    The output's metadata keeps the reports for the book's ledger.
+    """
     found = rows(stem)
     shown = [
         {
-            "Claim": f"{i}. {row['statement']}",
-            "The paper reports": row["reported"] or "–",
-            "Measured here": row["measured"] or "–",
-            "Verdict": f"{SIGNS[row['verdict']]} {row['verdict']}",
-            "Why": row["why"],
+            "Claim": f"{i}. {claim.statement}",
+            "The paper reports": claim.reported or "–",
+            "Measured here": made.measured or "–",
+            "Verdict": f"{SIGNS[made.verdict]} {made.verdict}",
+            "Why": reason(claim, made),
         }
-        for i, row in enumerate(found, 1)
+        for i, (claim, made) in enumerate(found, 1)
     ]
-    name = catalogue.PAPERS[stem].name
     show.table(
         shown,
-        f"The claims of {name}, and what this run found",
-        metadata={"refimpl": {"claims": found}},
+        f"The claims of {catalogue.PAPERS[stem].name}, and what this run found",
+        metadata={"refimpl": {"claims": [made.record() for _, made in found]}},
     )
+
+
+def reason(claim: catalogue.Claim, made: Report) -> str:
+    """Why the verdict is what it is, and by which rule."""
+    if not claim.rule or made.verdict == "not tested here":
+        return made.why
+    rule, _, _ = claim.rule.partition("; where ")  # the chapter says what the names mean
+    return f"{made.why}\nRule: `{rule}`" if rules.computed(rule) else f"{made.why}\nRule: {rule}"
