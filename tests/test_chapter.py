@@ -295,7 +295,7 @@ def test_stored_verdicts_follow_from_rules_that_stand_in_the_catalogue(notebook)
             stored |= {row["id"]: row for row in found}
     for claim in refimpl.paper(notebook.stem).claims:
         assert claim.rule or claim.kind == "out_of_reach", f"{claim.id} has no rule"
-        row = stored[claim.id]
+        row = stored.get(claim.id, {})
         if rules.computed(claim.rule) and "values" in row:
             assert row["verdict"] == rules.verdict(claim.rule, row["values"]), claim.id
 
