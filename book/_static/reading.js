@@ -75,6 +75,52 @@ function rove(selector, inGroup = (e) => e.getClientRects().length > 0) {
   return () => choose(members()[0]);
 }
 
+/** Cards of terms and symbols: shown while the pointer or the keyboard is on a link or on the card, put away by Escape; the first touch opens. */
+class Cards {
+  constructor(data) {
+    this.data = JSON.parse(data.textContent);
+    this.box = document.createElement("div");
+    Object.assign(this.box, { id: "card", className: "card-of-term", hidden: true });
+    this.box.setAttribute("role", "tooltip");
+    document.querySelector(".bd-article").append(this.box);
+    for (const link of document.querySelectorAll("a.term")) {
+      link.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") this.later(() => this.show(link), 180); });
+      link.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") this.later(() => this.hide(), 250); });
+      link.addEventListener("focus", () => { if (link.matches(":focus-visible")) this.show(link); });
+      link.addEventListener("blur", () => this.hide());
+      link.addEventListener("click", (event) => { if (event.pointerType === "touch" && this.link !== link) { event.preventDefault(); this.show(link); } });
+    }
+    this.box.addEventListener("pointerenter", () => clearTimeout(this.timer));
+    this.box.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") this.later(() => this.hide(), 250); });
+    addEventListener("keydown", (event) => { if (event.key === "Escape") this.hide(); });
+    addEventListener("pointerdown", (event) => { if (!event.target.closest(".card-of-term, a.term")) this.hide(); });
+  }
+
+  later(action, milliseconds) { clearTimeout(this.timer); this.timer = setTimeout(action, milliseconds); }
+
+  show(link) {
+    clearTimeout(this.timer);
+    this.hide();
+    this.link = link;
+    this.box.innerHTML = `${this.data[link.dataset.card]}<a class="card-more" href="${link.href}" tabindex="-1">All notation</a>`;
+    this.box.hidden = false;
+    link.setAttribute("aria-describedby", "card");
+    if (innerWidth < 600) return; // a sheet at the window's foot, by style
+    const at = link.getClientRects()[0], width = this.box.offsetWidth, height = this.box.offsetHeight;
+    const below = at.bottom + 8 + height < innerHeight || at.top < height + 60;
+    this.box.style.left = `${Math.max(12, Math.min(at.left, innerWidth - width - 24))}px`;
+    this.box.style.top = `${below ? at.bottom + 8 : at.top - height - 8}px`;
+  }
+
+  hide() {
+    this.link?.removeAttribute("aria-describedby");
+    this.link = null;
+    this.box.hidden = true;
+  }
+}
+const cards = document.getElementById("cards");
+if (cards) { const shown = new Cards(cards); addEventListener("scroll", () => shown.hide(), { passive: true }); }
+
 const SCROLLERS = ".bd-article pre, .cell_output, .output, .pst-scrollable-table-container, .table-box, div.math, figure.chapter-figure";
 
 /** What a scrolling box is called. */
@@ -102,5 +148,5 @@ focusScrollers();
 addEventListener("load", focusScrollers);
 addEventListener("resize", focusScrollers);
 
-const refreshers = [rove("button.unfold"), rove("button.copybtn")];
+const refreshers = [rove("button.unfold"), rove("button.copybtn"), rove("a.term, a.claim"), rove("div.cell details.hide > summary")];
 addEventListener("load", () => refreshers.forEach((refresh) => refresh()));

@@ -13,6 +13,8 @@ from docutils import nodes
 
 from refimpl_book import html
 
+COLUMNS = 84  # of code that the page shows at full size
+MOST_COLUMNS = 104  # beyond which type would be too small, and the box scrolls
 PRINTED_LINES = 8  # of output that a story still shows; longer listings are for the full text
 CAPTION = 170  # characters of a caption, at most
 SILENT = ("exercise-check", "parameters")  # tags of cells that a story leaves out altogether
@@ -150,6 +152,26 @@ def mark_listings(tree: nodes.Element) -> None:
             if listing(output.children, i):
                 output[i]["classes"].append("listing-place")
                 output[i + 1]["classes"].append("listing")
+
+
+def say_columns(tree: nodes.Element) -> None:
+    """Code that is a little too wide says how wide it is, so that its type can be set smaller."""
+    for cell in cells(tree):
+        boxes = [part(cell, "source")]
+        boxes += [
+            block for block in cell.findall(nodes.literal_block) if "listing" in block["classes"]
+        ]
+        for box in filter(None, boxes):
+            widest = max(map(len, box.astext().splitlines()), default=0)
+            if widest > COLUMNS:
+                box["classes"].append(f"columns-{min(widest, MOST_COLUMNS)}")
+
+
+def as_style(body: str) -> str:
+    """The number of columns as a property of style; HTML as it was written."""
+    return re.sub(
+        r'class="([^"]*?) ?columns-(\d+)([^"]*)"', r'class="\1\3" style="--columns: \2"', body
+    )
 
 
 # -- what cells print

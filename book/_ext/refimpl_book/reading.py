@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from docutils import nodes
 
-from refimpl_book import cells, html, sources
+from refimpl_book import cells, html, links, sources
 from refimpl_book.cells import raw
 
 WORDS_PER_MINUTE = 220
@@ -45,15 +45,22 @@ def arrange(app, tree, docname):
         return
     cells.tidy_outputs(tree)
     cells.mark_listings(tree)
+    cells.say_columns(tree)
     cells.number_figures(tree)
     chapter = next(tree.findall(nodes.section))
     place = Place(app, docname, stem)
+    links.link_claims(stem, chapter, place.to)
     head = make_head(place, chapter)
+    links.link_chapter(stem, chapter, place.to)
     cells.mark_runs(chapter)
     title = chapter.index(next(chapter.findall(nodes.title)))
     split_title(chapter[title])
     for node in reversed(head):
         chapter.insert(title + 1, node)
+
+
+def set_columns(app, pagename, templatename, context, doctree):
+    context["body"] = cells.as_style(context.get("body", ""))
 
 
 @dataclass
@@ -327,3 +334,4 @@ def setup(app):
     app.add_css_file("reading.css", priority=900)
     app.connect("doctree-read", before_outputs)
     app.connect("doctree-resolved", arrange)
+    app.connect("html-page-context", set_columns)

@@ -16,6 +16,7 @@ REPAIRS = {  # what the theme, docutils and MyST-NB write -> what a screen reade
     '<div role="list" class="citation-list">': '<div class="citation-list">',
     ' role="doc-biblioentry"': "",
     "<th></th>": "<td></td>",
+    'class="headerlink"': 'class="headerlink" tabindex="-1"',  # unseen; the contents lead there too
 }
 
 
@@ -33,6 +34,8 @@ def finish_page(app, pagename, templatename, context, doctree):
     for found, instead in REPAIRS.items():
         body = body.replace(found, instead)
     context["body"] = body
+    if context.get("display_toc"):  # its place is kept free before it arrives
+        context["metatags"] = f"{context.get('metatags', '')}<style>:root{{--toc: 12rem}}</style>"
 
 
 def is_wanted(file) -> bool:
