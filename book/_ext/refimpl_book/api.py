@@ -20,6 +20,7 @@ PAGE = """# `{name}`
 .. automodule:: {name}
    :members:
    :member-order: bysource
+   :ignore-module-all:
 ```
 """
 

@@ -18,7 +18,7 @@ MOST_COLUMNS = 104  # beyond which type would be too small, and the box scrolls
 PRINTED_LINES = 8  # of output that a story still shows; longer listings are for the full text
 CAPTION = 170  # characters of a caption, at most
 SILENT = ("exercise-check", "parameters")  # tags of cells that a story leaves out altogether
-INTERACTIVE = ("attention-explorer", "refimpl-slider")  # classes of what a reader can move
+INTERACTIVE = ("attention-explorer", "frame-slider")  # classes of what a reader can move
 
 REPR = re.compile(r"^\s*<[\w.]+[^>]*(>|at 0x[0-9a-f]+>)\s*$")  # <matplotlib.legend.Legend at 0x7f…>
 RUN = re.compile(

@@ -149,9 +149,10 @@ class Linker:
         if symbol is None or isinstance(node.parent, NOT_INSIDE):
             return
         parent, at = node.parent, node.parent.index(node)
-        opening = self.card(symbol.anchor, notation.card_of_symbol(symbol), "").removesuffix("</a>")
+        name = html.escape(f"{html.plain(html.inline(symbol.meaning))}: symbol {node.astext()}")
+        link = self.card(symbol.anchor, notation.card_of_symbol(symbol), "")
         parent.insert(at + 1, raw("</a>"))
-        parent.insert(at, raw(opening))
+        parent.insert(at, raw(link.replace("></a>", f' aria-label="{name}">')))
 
 
 def key_of(tex: str) -> str:
