@@ -34,6 +34,9 @@ def pytest_addoption(parser):
     )
 
 
+collect_ignore = ["example"]  # files of a paper that tests/test_dry_run.py adds to a copy
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test draws the same numbers, whatever ran before it."""
