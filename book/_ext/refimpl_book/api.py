@@ -19,6 +19,7 @@ PAGE = """# `{name}`
 ```{{eval-rst}}
 .. automodule:: {name}
    :members:
+   :ignore-module-all:
    :member-order: bysource
    :ignore-module-all:
 ```

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from docutils import nodes
 
-from refimpl_book import html, icons, sources
+from refimpl_book import ROOT, html, icons, sources
 
 UNWANTED = ("thebe", "mathjax")
 REPAIRS = {  # what the theme, docutils and MyST-NB write -> what a screen reader can use
@@ -22,6 +22,8 @@ REPAIRS = {  # what the theme, docutils and MyST-NB write -> what a screen reade
 
 def configure(app, config):
     config.html_baseurl = sources.published()
+    own = sorted((ROOT / "book" / "references").glob("*.bib"))  # of one chapter each
+    config.bibtex_bibfiles += [str(path.relative_to(ROOT)) for path in own]
 
 
 def finish_page(app, pagename, templatename, context, doctree):
