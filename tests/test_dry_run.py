@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "tests" / "example"
 STEM = "zz_example"
 LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", "_build", "__pycache__", ".*_cache", "example", "refimpl*.md", "dist"
+    ".git", ".venv", "_build", "__pycache__", ".*_cache", "refimpl*.md", "dist"
 )
 
 pytestmark = [

@@ -21,7 +21,6 @@ PAGE = """# `{name}`
    :members:
    :ignore-module-all:
    :member-order: bysource
-   :ignore-module-all:
 ```
 """
 
