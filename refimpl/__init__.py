@@ -1,4 +1,4 @@
-"""31 papers on efficient deep learning: short reference implementations, equal to the official code.
+"""31 papers on efficient deep learning: short implementations, equal to the official code.
 
 >>> import refimpl
 >>> refimpl.list_models("efficientvit_*")

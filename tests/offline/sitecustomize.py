@@ -1,4 +1,7 @@
-"""On PYTHONPATH this cuts Python off from every address but this machine's own: no test and no chapter needs a network."""
+"""On PYTHONPATH this cuts Python off from every address but this machine's own.
+
+No test and no chapter needs a network.
+"""
 
 import socket
 

@@ -1,0 +1,109 @@
+"""What the book's pages say of models, kernels and claims, before a browser shows them."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sphinx", reason="needs the extra 'book'")
+pytest.importorskip("quickjs", reason="needs the extra 'book'")
+
+from refimpl import golden, model_index
+from refimpl_book import evidence, html, modules, operations, sources
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("stem", "case", "model"),
+    [
+        ("convit", "base_plus", "convit_base_plus"),  # no certificate of convit_base
+        ("convit", "tiny_stages", "convit_tiny"),
+        ("deit", "deit_tiny_patch16_224", "deit_tiny"),  # a case named after timm's model
+        ("deit", "deit_tiny_distilled_patch16_224", "deit_tiny_distilled"),
+        ("efficientvit", "cga", None),  # a part of a model
+    ],
+)
+def test_a_case_certifies_the_model_that_it_is_named_after(stem, case, model):
+    assert evidence.certified_model(stem, case) == model
+
+
+def test_certificates_are_the_stored_cases():
+    """Every case that names a model counts for that model, and for no other."""
+    named = [evidence.certified_model(c["stem"], c["case"]) for c in sources.exactness().cases]
+    assert sum(map(evidence.certificates, model_index())) == len([n for n in named if n]) > 20
+    files = {f"{path.parent.name}/{path.stem}" for path in golden.FOLDER.glob("*/*.json")}
+    assert {f"{c['stem']}/{c['case']}" for c in sources.exactness().cases} <= files
+
+
+def test_verdicts_join_the_catalogue_s_claims_with_the_stored_reports(monkeypatch):
+    stored = sources.Chapter("efficientvit")
+    report = {"id": "efficientvit.2", "measured": "x", "verdict": "supports", "why": "y"}
+    stored.claims.append(report)
+    monkeypatch.setattr(sources, "chapter", lambda stem: stored)
+    first, second, *_ = sources.verdicts("efficientvit")
+    assert (first.claim.id, first.verdict) == ("efficientvit.1", "not tested here")
+    assert (second.claim.id, second.verdict, second.measured) == ("efficientvit.2", "supports", "x")
+
+
+def test_every_kernel_shows_its_forms():
+    assert sources.operations()
+    for op in sources.operations():
+        shown = operations.listings(sources.KERNELS / op)
+        assert {"Loops", "NumPy", "PyTorch"} <= set(shown), op
+        assert all(code.strip() for code in shown.values())
+
+
+def test_a_form_is_shown_with_what_it_calls(tmp_path):
+    text = """
+    def helper(x):
+        return x
+
+    def unrelated():
+        pass
+
+    @decorated
+    def naive(x):
+        return helper(x)
+    """
+    (tmp_path / "reference.py").write_text(textwrap.dedent(text), encoding="utf-8")
+    (shown,) = operations.listings(tmp_path).values()
+    assert shown.startswith("@decorated\ndef naive")
+    assert "def helper" in shown and "unrelated" not in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (None, 3, "–"),
+        (0, 3, "0"),
+        (0.12345, 3, "0.123"),
+        (12345, 3, "12300"),
+        (7.04e-6, 2, "7×10<sup>−6</sup>"),
+        (-2.5e7, 3, "−2.5×10<sup>7</sup>"),
+    ],
+)
+def test_numbers_are_short(value, digits, text):
+    assert html.format_number(value, digits) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (12, "12"), (1500, "1.5 k"), (2_345_678, "2.35 M"), (4.2e12, "4200 G")],
+)
+def test_counts_have_units(value, text):
+    assert html.format_count(value) == text
+
+
+def test_every_room_has_its_reference_pages():
+    rooms = modules.rooms()
+    folders = {path.parent.name for path in (ROOT / "refimpl").glob("*/__init__.py")}
+    filled = {room for room in folders if modules.docstring(f"refimpl.{room}") or room in rooms}
+    assert filled <= set(rooms)
+    names = [name for room in rooms.values() for name in room]
+    assert len(names) == len(set(names))
+    assert {"refimpl", "refimpl.checks", "refimpl.golden", "refimpl.chapter.claims"} <= set(names)
+    assert not [name for name in names if re.match(r"refimpl\.catalogue\.", name)]
