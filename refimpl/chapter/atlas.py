@@ -22,7 +22,7 @@ from refimpl import catalogue
 from refimpl.chapter import show
 from refimpl.lab import data
 from refimpl.layers import Layout
-from refimpl.viz import artifacts, attention, charts
+from refimpl.viz import artifacts, attention, charts, drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -366,6 +366,9 @@ def publish(fig: Figure, text: str, record: dict) -> None:
     """Show a figure as an output of its own, with the record in its metadata."""
     import matplotlib.pyplot as plt
 
-    file = base64.b64encode(charts.png(fig)).decode()
+    picture, about = drawing.stored(fig)
+    file = base64.b64encode(picture).decode()
     plt.close(fig)  # else the notebook would show it a second time
-    show.publish({"image/png": file, "text/plain": text}, {"refimpl": record})
+    show.publish(
+        {"image/png": file, "text/plain": text}, {"refimpl": record, "image/png": about}
+    )

@@ -15,7 +15,7 @@ import torch
 
 from refimpl import catalogue, checks
 from refimpl.lab.train import in_notebook
-from refimpl.viz import charts
+from refimpl.viz import charts, drawing
 
 PACKAGE = Path(__file__).parents[1]
 SCALES = ("mini", "full", "record")
@@ -81,10 +81,10 @@ def check_source_tree() -> None:
 
 
 def use_own_png() -> None:
-    """Let notebooks store figures as `charts.png` makes them."""
+    """Let notebooks store figures as `drawing.stored` makes them."""
     from matplotlib.figure import Figure
 
     # The inline backend puts its formatter in place when it is first imported: before ours.
     importlib.import_module("matplotlib_inline.backend_inline")
     formatters = sys.modules["IPython"].get_ipython().display_formatter.formatters
-    formatters["image/png"].for_type(Figure, charts.png)
+    formatters["image/png"].for_type(Figure, drawing.stored)
