@@ -1,20 +1,26 @@
 """Denoising Vision Transformers (DVT).
 
 Yang, Luo, Li, Deng, Guibas, Krishnan, Weinberger, Tian, Wang, ECCV 2024, arXiv 2401.02957.
-Official code: Jiawei-Yang/Denoising-ViT @ 82704df9ba253c9696dcf3a8239434e3cbacf19d (MIT). Grid encoding: NVlabs/tiny-cuda-nn.
+Official code: Jiawei-Yang/Denoising-ViT @ 82704df9ba253c9696dcf3a8239434e3cbacf19d (MIT). Grid
+encoding: NVlabs/tiny-cuda-nn.
 
-A ViT's feature map carries a pattern that belongs to the *position* in the input, not to what is seen there; a blank image shows it. DVT takes
-it out after training. The feature y of patch position p, in a view that maps p to the place t(p) of the whole image, is modelled as
+A ViT's feature map carries a pattern that belongs to the *position* in the input, not to what is
+seen there; a blank image shows it. DVT takes it out after training. The feature y of patch position
+p, in a view that maps p to the place t(p) of the whole image, is modelled as
 
     y(p) = F(t(p)) + G(p) + h(y(p))
 
-F, the semantics, depends only on where the patch lies in the image; G, the shared artifact, only on where it lies in the view; h is a small residual.
-Stage 1 fits them to many crops of *one* image: the same place seen at different positions tells F from G. F on the whole image is the clean feature map.
+F, the semantics, depends only on where the patch lies in the image; G, the shared artifact, only
+on where it lies in the view; h is a small residual. Stage 1 fits them to many crops of *one* image:
+the same place seen at different positions tells F from G. F on the whole image is what is kept.
 
     steps up to N/2:  ŷ = F + G            L = MSE(ŷ, y) + 1 − mean cos(ŷ, y)
-    then:             ŷ = F + G + sg(h)    L = the same + 0.1 MSE(h, sg(y − F − G)) + 0.02 mean|h|      G frozen, sg: no gradient
+    then:             ŷ = F + G + sg(h)    L = the same + 0.1 MSE(h, sg(y − F − G)) + 0.02 mean|h|
 
-Stage 2 trains one Transformer block to give F from y in one pass, for any image: MSE + 1 − mean cos.
+In the second half G is frozen; sg lets no gradient through. As h sees y, it could fit y alone and
+leave F nothing to say: so it joins late, and never pulls at F. Stage 2 trains one Transformer block
+to give F from y in one pass, for any image: MSE + 1 − mean cos. A step of stage 1 looks up n points
+in L grids of f features, 8 n L f operations; stage 2 costs a layer, 12 N C² + 2 N² C multiply-adds.
 
 F + c and G − c explain the data equally well: centre both over positions before comparing them.
 """
@@ -22,15 +28,17 @@ F + c and G − c explain the data equally well: centre both over positions befo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from refimpl import checks
+from refimpl.bases.crops import Crop, sample_crop
 from refimpl.bases.deit import Block, resample_positions
+from refimpl.deploy import deploy
 from refimpl.kernels.grid_encode import geometric_scales, grid_encode, table_rows
 from refimpl.layers import Layout
 from refimpl.weights import Rules
@@ -38,51 +46,47 @@ from refimpl.weights import Rules
 Listener = Callable[[int, dict[str, float]], None]  # step, losses
 
 
+def stage1_loss(
+    raw: Tensor, field: Tensor, artifact: Tensor, residual: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The terms of stage 1's loss and their sum, `loss`; y, F, G and h of n patches: (n, c) each.
+
+    residual: h(y), given in the second half of the steps. Its target, and h inside the prediction,
+    are detached: no gradient passes between h and the other two.
+    """
+    if residual is None:
+        return fitting_loss(field + artifact, raw)  # ŷ = F + G
+    losses = fitting_loss(field + artifact + residual.detach(), raw)  # ŷ = F + G + sg(h)
+    rest = (raw - field - artifact).detach()  # sg(y − F − G)
+    losses["residual_loss"] = 0.1 * F.mse_loss(residual, rest)
+    losses["residual_sparsity_loss"] = 0.02 * residual.abs().mean()
+    losses["loss"] = losses["loss"] + losses["residual_loss"] + losses["residual_sparsity_loss"]
+    return losses
+
+
+def fitting_loss(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Squared error and cosine distance of features (…, c), each averaged over patches."""
+    squared = F.mse_loss(predicted, target)
+    cosine = 1 - F.cosine_similarity(predicted, target, dim=-1).mean()
+    return dict(patch_l2_loss=squared, cosine_similarity_loss=cosine, loss=squared + cosine)
+
+
 # ---- Views of one image
-
-
-@dataclass(frozen=True)
-class Crop:
-    """A rectangle of the image in pixels, and whether it is mirrored left to right."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    flip: bool = False
-
-
-def sample_crop(
-    height: int,
-    width: int,
-    g: torch.Generator,
-    area: tuple[float, float] = (0.1, 0.5),
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Crop:
-    """A random crop: share of the image's area uniform, aspect ratio log-uniform, mirrored every other time."""
-    uniform = lambda low, high: torch.empty(()).uniform_(low, high, generator=g).item()  # noqa: E731
-    flip = uniform(0, 1) < 0.5
-    for _ in range(10):
-        pixels, ratio = height * width * uniform(*area), math.exp(uniform(*map(math.log, aspect)))
-        w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            top, left = (
-                int(torch.randint(0, free + 1, (), generator=g)) for free in (height - h, width - w)
-            )
-            return Crop(top, left, h, w, flip)
-    side = min(height, width)
-    return Crop((height - side) // 2, (width - side) // 2, side, side, flip)
 
 
 def patch_coords(crop: Crop, image_size: tuple[int, int], patches: tuple[int, int]) -> Tensor:
     """Where in the image, (x, y) in [0, 1], the patches of a view lie: (rows, cols, 2).
 
-    As in the official code the first and last patches sit on the crop's *edges*, not half a patch inside.
+    As in the official code the first and last patches sit on the crop's *edges*, not half a patch
+    inside.
     """
-    (height, width), (rows, cols) = image_size, patches
+    height, width = image_size
+    rows, cols = patches
     y = torch.linspace(crop.top, crop.top + crop.height, rows) / height
     x = torch.linspace(crop.left, crop.left + crop.width, cols) / width
-    return torch.stack(torch.meshgrid(x.flip(0) if crop.flip else x, y, indexing="xy"), -1)
+    if crop.flip:
+        x = x.flip(0)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
 
 
 def make_views(
@@ -94,26 +98,30 @@ def make_views(
     """
     if image.dim() != 3:
         raise ValueError(f"image must be (channels, height, width), got {tuple(image.shape)}")
-    if num_views < 1:
-        raise ValueError(f"num_views={num_views} must be at least 1")
+    checks.at_least(1, num_views=num_views)
     size = tuple(image.shape[1:])
-    crops = [sample_crop(*size, g) for _ in range(num_views)]
-    views = []
-    for crop in crops:
-        view = image[None, :, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-        view = F.interpolate(view, size, mode="bicubic", antialias=True, align_corners=False)[0]
+    views, coords = [], []
+    for _ in range(num_views):
+        crop = sample_crop(*size, g)
+        rows = slice(crop.top, crop.top + crop.height)
+        cols = slice(crop.left, crop.left + crop.width)
+        view = F.interpolate(image[None, :, rows, cols], size, mode="bicubic", antialias=True)[0]
         views.append(view.flip(-1) if crop.flip else view)
-    whole = Crop(0, 0, *size)
-    return torch.stack([*views, image]), torch.stack(
-        [patch_coords(crop, size, patches) for crop in [*crops, whole]]
-    )
+        coords.append(patch_coords(crop, size, patches))
+    views.append(image)
+    coords.append(patch_coords(Crop(0, 0, *size), size, patches))
+    return torch.stack(views), torch.stack(coords)
 
 
 # ---- Stage 1: one image at a time
 
 
 class NeuralField(nn.Module):
-    """F: a place (x, y) of the image in [0, 1]² -> features, (…, 2) -> (…, feat_dim). Multi-resolution grids, then two linear layers."""
+    """F: a place (x, y) of the image in [0, 1]² -> its features, (…, 2) -> (…, feat_dim).
+
+    Grids of `num_levels` resolutions, from base to max_resolution, then two linear layers.
+    max_entries: rows of a level's table at most; a finer grid shares them.
+    """
 
     def __init__(
         self,
@@ -125,15 +133,10 @@ class NeuralField(nn.Module):
         max_entries: int = 2**20,
     ):
         super().__init__()
-        self.scales, self.max_entries = (
-            geometric_scales(num_levels, base_resolution, max_resolution),
-            max_entries,
-        )
-        self.table = nn.Parameter(
-            torch.empty(table_rows(self.scales, max_entries), features_per_level).uniform_(
-                -1e-4, 1e-4
-            )
-        )
+        self.scales = geometric_scales(num_levels, base_resolution, max_resolution)
+        self.max_entries = max_entries
+        table = torch.empty(table_rows(self.scales, max_entries), features_per_level)
+        self.table = nn.Parameter(table.uniform_(-1e-4, 1e-4))
         self.mlp = nn.Sequential(
             nn.Linear(num_levels * features_per_level, feat_dim // 2),
             nn.ReLU(),
@@ -146,32 +149,30 @@ class NeuralField(nn.Module):
 
 
 class ArtifactModel(nn.Module):
-    """G and h: what a feature owes to its position in the view, and the small rest that depends on the feature itself."""
+    """G and h: what a feature owes to its position in the view, and what to itself alone.
+
+    shared_artifacts: G, (1, feat_dim, noise_map_height, noise_map_width); residual_predictor: h,
+    (…, feat_dim) -> (…, feat_dim).
+    """
 
     def __init__(self, feat_dim: int, noise_map_height: int, noise_map_width: int):
         super().__init__()
-        if min(noise_map_height, noise_map_width) < 1 or feat_dim < 4:
-            raise ValueError(
-                f"noise map {noise_map_height}×{noise_map_width} and feat_dim={feat_dim}: wanted at least 1×1 and 4"
-            )
-        self.shared_artifacts = nn.Parameter(
-            0.02 * torch.randn(1, feat_dim, noise_map_height, noise_map_width)
-        )  # G
+        checks.at_least(4, feat_dim=feat_dim)
+        checks.at_least(1, noise_map_height=noise_map_height, noise_map_width=noise_map_width)
+        g = torch.randn(1, feat_dim, noise_map_height, noise_map_width)
+        self.shared_artifacts = nn.Parameter(0.02 * g)
         quarter = feat_dim // 4
-        layers = (
+        self.residual_predictor = nn.Sequential(
             nn.Linear(feat_dim, quarter),
             nn.ReLU(),
             nn.Linear(quarter, quarter),
             nn.ReLU(),
             nn.Linear(quarter, feat_dim),
         )
-        self.residual_predictor = nn.Sequential(*layers)  # h
 
     def artifact(self, coords: Tensor) -> Tensor:
         """G at (x, y) in [−1, 1]², −1 and 1 being the outer patches: (n, 2) -> (n, c)."""
-        sampled = F.grid_sample(
-            self.shared_artifacts, coords[None, None], mode="bilinear", align_corners=True
-        )
+        sampled = F.grid_sample(self.shared_artifacts, coords[None, None], align_corners=True)
         return rearrange(sampled, "1 c 1 n -> n c")
 
     def artifact_map(self) -> Tensor:
@@ -179,8 +180,12 @@ class ArtifactModel(nn.Module):
         return rearrange(self.shared_artifacts, "1 c h w -> 1 h w c")
 
     def decompose(self, raw: Tensor, field: Tensor) -> dict[str, Tensor]:
-        """Every part on the full grid, for raw features and F of shape (1, h, w, c). `field` itself is what DVT keeps, not raw − G − h."""
-        artifact, residual = self.artifact_map(), self.residual_predictor(raw)
+        """Every part on the full grid, for raw features y and F of shape (1, h, w, c).
+
+        The official code gives both maps: `field` is what DVT keeps, not `subtracted`.
+        """
+        artifact = self.artifact_map()
+        residual = self.residual_predictor(raw)
         return dict(
             field=field,
             artifact=artifact,
@@ -193,44 +198,7 @@ class ArtifactModel(nn.Module):
 def artifact_coords(patches: tuple[int, int]) -> Tensor:
     """Where in the view, (x, y) in [−1, 1], its patches lie: (rows, cols, 2)."""
     y, x = (torch.linspace(-1, 1, n) for n in patches)
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
-
-
-def fitting_loss(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Squared error and cosine distance of features (…, c), each averaged over patches."""
-    l2, cosine = (
-        F.mse_loss(predicted, target),
-        1 - F.cosine_similarity(predicted, target, dim=-1).mean(),
-    )
-    return dict(patch_l2_loss=l2, cosine_similarity_loss=cosine, loss=l2 + cosine)
-
-
-def stage1_loss(
-    raw: Tensor, field: Tensor, artifact: Tensor, residual: Tensor | None = None
-) -> dict[str, Tensor]:
-    """The terms and their sum, all (n, c). `residual` = h(raw) is given in the second phase.
-
-    The target of h and h inside the prediction are detached: no gradient passes between h and the other two.
-    """
-    if residual is None:
-        return fitting_loss(field + artifact, raw)
-    losses = fitting_loss(field + artifact + residual.detach(), raw)
-    losses["residual_loss"] = 0.1 * F.mse_loss(residual, (raw - field - artifact).detach())
-    losses["residual_sparsity_loss"] = 0.02 * residual.abs().mean()
-    return losses | dict(
-        loss=losses["loss"] + losses["residual_loss"] + losses["residual_sparsity_loss"]
-    )
-
-
-def stage1_lr(
-    step: int, num_steps: int = 25000, warmup: int = 2500, lr: float = 0.01, min_lr: float = 0.001
-) -> float:
-    """Linear warm-up from 0, then a half cosine down to `min_lr`."""
-    if step < warmup:
-        return lr * step / warmup
-    return min_lr + (lr - min_lr) * 0.5 * (
-        1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup))
-    )
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
 
 
 def fit_image(
@@ -246,57 +214,54 @@ def fit_image(
 ) -> tuple[NeuralField, ArtifactModel]:
     """Stage 1: fit F, G and h to the features of many views of one image.
 
-    raw: (views, h, w, c) features, coords: (views, h, w, 2) from `make_views`. `artifacts=False` holds G at zero: what several views alone
-    achieve (`disable_pe` in the official code). `field`: sizes of the grids; `lr`: peak of the learning rate.
-    The official code scales the loss by 2^10 without scaling back, which Adam undoes but for a weaker weight decay; left out here.
+    raw: features (views, h, w, c); coords: (views, h, w, 2) from `make_views`; points: patches
+    drawn per step; lr: peak of the learning rate; artifacts: `False` holds G at zero, which shows
+    what several views alone achieve (officially `disable_pe`); field: arguments of `NeuralField`.
+    The official code scales the loss by 2^10, which Adam undoes but for a weaker weight decay.
     """
     if raw.shape[:-1] != coords.shape[:-1] or coords.shape[-1] != 2:
         raise ValueError(
-            f"raw {tuple(raw.shape)} and coords {tuple(coords.shape)}: wanted (views, h, w, c) and (views, h, w, 2)"
+            f"raw {tuple(raw.shape)} and coords {tuple(coords.shape)}: wanted (views, h, w, c) and"
+            " (views, h, w, 2)"
         )
-    if num_steps < 2 or points < 1:
-        raise ValueError(f"num_steps={num_steps} must be at least 2 and points={points} at least 1")
-    _, rows, cols, dim = raw.shape
-    f, noise = (
-        NeuralField(dim, **field or {}).to(raw.device),
-        ArtifactModel(dim, rows, cols).to(raw.device),
-    )
+    checks.at_least(2, num_steps=num_steps)
+    checks.at_least(1, points=points)
+    views, rows, cols, dim = raw.shape
+    semantics = NeuralField(dim, **(field or {})).to(raw.device)  # F
+    noise = ArtifactModel(dim, rows, cols).to(raw.device)  # G and h
     noise.shared_artifacts.requires_grad_(artifacts)
     if not artifacts:
         nn.init.zeros_(noise.shared_artifacts)
-    places = artifact_coords((rows, cols)).to(raw).expand(len(raw), -1, -1, -1).reshape(-1, 2)
-    flat, coords = raw.reshape(-1, dim), coords.reshape(-1, 2).to(raw)
+    targets = raw.reshape(-1, dim)  # of every patch of every view: (n, c)
+    coords = coords.reshape(-1, 2).to(raw)
+    positions = artifact_coords((rows, cols)).to(raw).reshape(-1, 2).repeat(views, 1)
+    parameters = [*semantics.parameters(), *noise.parameters()]
     optimizer = torch.optim.Adam(
-        [*f.parameters(), *noise.parameters()],
-        betas=(0.9, 0.99),
-        eps=1e-15,
-        weight_decay=1e-5,
-        fused=True,
+        parameters, betas=(0.9, 0.99), eps=1e-15, weight_decay=1e-5, fused=True
     )
     for step in range(num_steps):
-        second = step > num_steps // 2
-        if second:
+        second_half = step > num_steps // 2
+        if second_half:
             noise.shared_artifacts.requires_grad_(False).grad = None
-        pick = torch.randint(len(flat), (points,), generator=g).to(raw.device)
-        residual = noise.residual_predictor(flat[pick]) if second else None
-        losses = stage1_loss(flat[pick], f(coords[pick]), noise.artifact(places[pick]), residual)
-        update(
-            optimizer,
-            losses["loss"],
-            stage1_lr(step, num_steps, max(num_steps // 10, 1), lr, lr / 10),
-        )
+        pick = torch.randint(len(targets), (points,), generator=g).to(raw.device)
+        residual = noise.residual_predictor(targets[pick]) if second_half else None
+        artifact = noise.artifact(positions[pick])
+        losses = stage1_loss(targets[pick], semantics(coords[pick]), artifact, residual)
+        rate = stage1_lr(step, num_steps, max(num_steps // 10, 1), lr, lr / 10)
+        update(optimizer, losses["loss"], rate)
         if on_step:
             on_step(step, {name: value.item() for name, value in losses.items()})
-    return f.eval(), noise.eval()
+    return semantics.eval(), noise.eval()
 
 
 # ---- Stage 2: one block for every image
 
 
 class Denoiser(nn.Module):
-    """Raw features -> clean features, (b, h, w, feat_dim) -> the same shape: a position embedding and a Transformer block, no final norm.
+    """Raw features -> clean features: (b, h, w, feat_dim) -> the same shape.
 
-    Patch tokens only. The embedding belongs to a grid of noise_map_height × noise_map_width and is resampled to other grids.
+    A position embedding (if enable_pe) and Transformer blocks, no final norm; patch tokens only.
+    The embedding belongs to noise_map_height × noise_map_width and is resampled to other grids.
     """
 
     def __init__(
@@ -308,50 +273,41 @@ class Denoiser(nn.Module):
         enable_pe: bool = True,
     ):
         super().__init__()
-        if feat_dim < 64 or feat_dim % 64:
-            raise ValueError(f"feat_dim={feat_dim} must be a multiple of 64, the width of a head")
-        if min(noise_map_height, noise_map_width, num_blocks) < 1:
-            raise ValueError(
-                f"noise map {noise_map_height}×{noise_map_width} and num_blocks={num_blocks}: all must be at least 1"
-            )
+        checks.multiple(64, "the width of a head", feat_dim=feat_dim)
+        checks.at_least(1, noise_map_height=noise_map_height, noise_map_width=noise_map_width)
+        checks.at_least(1, num_blocks=num_blocks)
+        self.feat_dim = feat_dim
         self.grid = noise_map_height, noise_map_width
-        self.pos_embed = (
-            nn.Parameter(0.02 * torch.randn(1, noise_map_height * noise_map_width, feat_dim))
-            if enable_pe
-            else None
-        )
+        table = 0.02 * torch.randn(1, noise_map_height * noise_map_width, feat_dim)
+        self.pos_embed = nn.Parameter(table) if enable_pe else None
         self.blocks = nn.ModuleList(
             Block(feat_dim, feat_dim // 64, layout=Layout(self.grid)) for _ in range(num_blocks)
         )
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.forward_features(features)
-
     def forward_features(self, features: Tensor) -> Tensor:
-        dim = self.blocks[0].norm1.normalized_shape[0]
-        if features.dim() != 4 or features.shape[-1] != dim:
-            raise ValueError(f"features must be (b, h, w, {dim}), got {tuple(features.shape)}")
-        grid = tuple(features.shape[1:3])
+        """Clean features: (b, h, w, feat_dim) -> (b, h, w, feat_dim)."""
+        if features.dim() != 4 or features.shape[-1] != self.feat_dim:
+            raise ValueError(
+                f"features must be (b, h, w, {self.feat_dim}), got {tuple(features.shape)}"
+            )
+        rows, cols = features.shape[1:3]
         x = rearrange(features, "b h w c -> b (h w) c")
         if self.pos_embed is not None:
-            x = x + resample_positions(self.pos_embed, self.grid, grid)
+            x = x + resample_positions(self.pos_embed, self.grid, (rows, cols))
         for block in self.blocks:
             x = block(x)
-        return rearrange(x, "b (h w) c -> b h w c", h=grid[0])
+        return rearrange(x, "b (h w) c -> b h w c", h=rows)
 
+    def forward_head(self, features: Tensor) -> Tensor:
+        """The features themselves: a denoiser has no classifier."""
+        return features
 
-def stage2_lr(
-    step: int, base: float, final: float = 1e-6, num_steps: int = 50000, warmup: int | None = None
-) -> float:
-    """Linear warm-up from 0 to `base` over `warmup` steps (15 % of all by default), then a half cosine that would reach `final` at `num_steps`."""
-    warmup = int(0.15 * num_steps) if warmup is None else warmup
-    if step >= num_steps:
-        return final
-    if step < warmup:
-        return base * step / max(warmup - 1, 1)
-    return final + (base - final) * 0.5 * (
-        1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup))
-    )
+    def forward(self, features: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(features))
+
+    def fuse(self) -> Denoiser:
+        """A copy for inference: nothing to fold, but weights column-major."""
+        return deploy(self)
 
 
 def fit_denoiser(
@@ -364,7 +320,10 @@ def fit_denoiser(
     g: torch.Generator | None = None,
     on_step: Listener | None = None,
 ) -> Denoiser:
-    """Stage 2: train the denoiser on pairs (n, h, w, c) of raw features and F. `lr` defaults to the official 2e-4 √(batch_size/256)."""
+    """Stage 2: train the denoiser on pairs of raw features and F, (n, h, w, c) each.
+
+    lr: peak of the learning rate, by default the official 2e-4 √(batch_size / 256).
+    """
     if raw.shape != clean.shape:
         raise ValueError(
             f"raw {tuple(raw.shape)} and clean {tuple(clean.shape)} must have one shape"
@@ -374,7 +333,11 @@ def fit_denoiser(
         denoiser.parameters(), betas=(0.9, 0.999), weight_decay=1e-5, fused=True
     )
     denoiser.train()
-    for step, pick in zip(range(num_steps), batches(len(raw), batch_size, g), strict=False):
+    epoch = math.ceil(len(raw) / batch_size)  # in steps
+    for step in range(num_steps):
+        if step % epoch == 0:
+            batches = torch.randperm(len(raw), generator=g).split(batch_size)
+        pick = batches[step % epoch]
         losses = fitting_loss(denoiser(raw[pick]), clean[pick])
         update(optimizer, losses["loss"], stage2_lr(step, lr, num_steps=num_steps))
         if on_step:
@@ -382,18 +345,42 @@ def fit_denoiser(
     return denoiser.eval()
 
 
-def batches(n: int, batch_size: int, g: torch.Generator | None) -> Iterator[Tensor]:
-    """Shuffled indices without end; every epoch visits each item once."""
-    while True:
-        yield from torch.randperm(n, generator=g).split(min(batch_size, n))
-
-
 def update(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float) -> None:
+    """One step of the optimizer at this learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+
+
+def stage1_lr(
+    step: int, num_steps: int = 25000, warmup: int = 2500, lr: float = 0.01, min_lr: float = 0.001
+) -> float:
+    """Linear warm-up from 0 to `lr` over `warmup` steps, then a half cosine down to `min_lr`."""
+    if step < warmup:
+        return lr * step / warmup
+    return half_cosine((step - warmup) / (num_steps - warmup), lr, min_lr)
+
+
+def stage2_lr(
+    step: int, base: float, final: float = 1e-6, num_steps: int = 50000, warmup: int | None = None
+) -> float:
+    """Linear warm-up from 0 to `base`, then a half cosine that would reach `final` at `num_steps`.
+
+    warmup: in steps, by default 15 % of all.
+    """
+    warmup = int(0.15 * num_steps) if warmup is None else warmup
+    if step >= num_steps:
+        return final
+    if step < warmup:
+        return base * step / max(warmup - 1, 1)
+    return half_cosine((step - warmup) / (num_steps - warmup), base, final)
+
+
+def half_cosine(progress: float, high: float, low: float) -> float:
+    """From `high` at 0 to `low` at 1."""
+    return low + (high - low) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 # Width of the ViT whose features are cleaned, at 518 pixels and patch 14 (37 × 37 patches).
