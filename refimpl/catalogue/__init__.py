@@ -98,6 +98,11 @@ PARTS: dict[str, Part] = {
 # Models that papers start from: module in refimpl.bases, also the prefix of the name -> variants.
 BASES: dict[str, tuple[str, ...]] = {
     "deit": ("tiny", "small", "base", "tiny_distilled", "small_distilled", "base_distilled"),
+    "efficientnet": (
+        *("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7"),
+        *("tf_b0", "tf_b1", "tf_b2", "tf_b3", "tf_b4", "tf_b5", "tf_b6", "tf_b7"),
+        "lite0",
+    ),
 }
 
 # stem -> paper, in the book's order
