@@ -401,7 +401,7 @@ def test_chapter_has_its_buttons(browser, page):
     assert any(f"refimpl.papers.{stem}" in url for url in evidence)
 
 
-@pytest.mark.parametrize("page", filter(shows_explorer, CHAPTERS))
+@pytest.mark.parametrize("page", list(filter(shows_explorer, CHAPTERS)))
 def test_attention_explorers_answer(browser, page):
     """Pointer and arrow keys change what an attention explorer says."""
     from selenium.webdriver.common.action_chains import ActionChains

@@ -22,7 +22,7 @@ LEFT_OUT = shutil.ignore_patterns(
 
 pytestmark = [
     pytest.mark.xdist_group("wheel"),
-    pytest.mark.skipif(not shutil.which("make"), reason="needs make"),
+    pytest.mark.skipif(not shutil.which("make") or os.name == "nt", reason="needs make and sh"),
 ]
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 from docutils import nodes
 
-from refimpl.chapter import freshness
+from refimpl.chapter import freshness, rules
 from refimpl_book import ROOT, html, sources
 from refimpl_book.pages import Page, raw, venue
 
@@ -34,7 +34,7 @@ class Ledger(Page):
                 html.inline(row.claim.reported or "–"),
                 html.inline(row.measured or "–"),
                 html.verdict(row.verdict),
-                html.inline(row.why),
+                why_and_rule(row),
             )
             for row in sources.verdicts(paper.stem)
         ]
@@ -48,6 +48,15 @@ class Ledger(Page):
         )
         facts = f"<p>{link} · {html.escape(venue(paper))}</p>"
         return self.section(paper.stem, paper.name, raw(facts + table))
+
+
+def why_and_rule(row: sources.Verdict) -> str:
+    """One line of why, and the rule that stood before the numbers."""
+    why = html.inline(row.why)
+    if not row.claim.rule:
+        return why
+    rule = f"`{row.claim.rule}`" if rules.computed(row.claim.rule) else row.claim.rule
+    return f"{why}<br><small>Rule: {html.inline(rule)}</small>"
 
 
 class Freshness(Page):
