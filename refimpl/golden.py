@@ -1,6 +1,8 @@
-"""What the official code computes: the recorded figures, the rule that fills weights and inputs, and the comparison.
+"""Reference outputs: what the official code computes, and the proof that ours computes it too.
 
-`tests/golden/<stem>/<case>.json` travels inside the wheel, so a chapter can prove equality wherever it runs.
+`tests/golden/<stem>/<case>.json` holds outputs of the official implementation for weights and
+inputs that are filled by a rule, so neither needs to be stored. The files travel inside the wheel,
+so a chapter can prove equality wherever it runs.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ RTOL = 1e-4
 
 
 def values(name: str, shape: tuple[int, ...], salt: str = "") -> np.ndarray:
-    """The float32 filling of the tensor with that official name: a function of name, shape and salt alone."""
+    """The rule: what fills the tensor of that official name, float32, from these three alone."""
     g = np.random.default_rng(zlib.crc32((salt + name).encode()))
     if name.endswith("running_var"):
         x = g.uniform(0.5, 1.5, shape)
@@ -44,14 +46,18 @@ def array(recorded: dict) -> np.ndarray:
 
 @dataclass
 class Case:
-    """One recorded case. `data` is the file's content; `deviations` fills while it is checked."""
+    """One file of reference outputs.
+
+    data: the file's content; deviations: output -> deviation, filled while it is checked.
+    """
 
     stem: str
     name: str
     data: dict
+    deviations: dict[str, float] = field(default_factory=dict)
 
-    def __post_init__(self):
-        self.deviations: dict[str, float] = {}
+    def __str__(self) -> str:
+        return f"{self.stem}/{self.name}"
 
     @property
     def kwargs(self) -> dict:
@@ -72,26 +78,25 @@ class Case:
         recorded = self.data.get("inputs", [])
         if isinstance(recorded, Mapping):
             return [torch.from_numpy(array(v)) for v in recorded.values()]
-        names = ["input" if i == 0 else f"input{i}" for i in range(len(recorded))]
-        rng = [np.random.default_rng(zlib.crc32((self.salt + n).encode())) for n in names]
-        return [
-            torch.from_numpy(g.standard_normal(shape).astype(np.float32))
-            for g, shape in zip(rng, recorded, strict=True)
-        ]
+        made = []
+        for i, shape in enumerate(recorded):
+            name = f"input{i}" if i else "input"
+            g = np.random.default_rng(zlib.crc32((self.salt + name).encode()))
+            made.append(torch.from_numpy(g.standard_normal(shape).astype(np.float32)))
+        return made
 
     def recorded(self, name: str) -> np.ndarray:
         """A recorded input or output array of a single function, by name."""
         for part in ("inputs", "outputs"):
             if name in self.data[part]:
                 return array(self.data[part][name])
-        raise ValueError(
-            f"{self.stem}/{self.name} records no {name!r}; it has {', '.join([*self.data['inputs'], *self.data['outputs']])}"
-        )
+        have = ", ".join([*self.data["inputs"], *self.data["outputs"]])
+        raise ValueError(f"{self} records no {name!r}; it has {have}")
 
     def state(self, spec: Mapping[str, list[int]] | None = None) -> dict[str, Tensor]:
         """The official state dict filled by the rule, without what keeps its initial value.
 
-        `spec` (official name → shape) is given where the file leaves `state` out because another case records it.
+        spec: official name -> shape, where the file leaves `state` out since another has it.
         """
         spec = spec or self.data.get("state") or {}
         kept = set(self.data.get("kept_at_init", []))
@@ -112,11 +117,13 @@ class Case:
         rules: weights.Rules | None = None,
         spec: Mapping[str, list[int]] | None = None,
     ) -> nn.Module:
-        """Load the filled official state dict through the model's name map, strictly; what the rule keeps, the model keeps.
+        """Load the filled official state dict through the model's name map, strictly.
 
-        Tensors that the rule leaves alone (integers, `kept_at_init`) are taken from the freshly built model.
+        What the rule leaves alone (integers, `kept_at_init`) stays as the fresh model has it.
+        rules: by default the model's map of official names; spec: as for `state`.
         """
-        rules = rules if rules is not None else weights.names_of(model).get("official", [])
+        if rules is None:
+            rules = weights.names_of(model).get("official", [])
         spec = spec or self.data.get("state") or {}
         given = weights.translate(self.state(spec), rules)
         own = model.state_dict()
@@ -127,46 +134,49 @@ class Case:
         return weights.load_official(model, given, rules=[])
 
     def check_params(self, model: nn.Module) -> None:
+        """Raise an `AssertionError` unless the file records a count and the model has it."""
+        official = self.data.get("params")
+        if official is None:
+            raise AssertionError(f"{self} records no number of parameters")
         count = sum(p.numel() for p in model.parameters())
-        if self.data.get("params") is not None and count != self.data["params"]:
+        if count != official:
             raise AssertionError(
-                f"{self.stem}/{self.name}: {count:,} parameters, the official code has {self.data['params']:,}"
+                f"{self}: {count:,} parameters, the official code has {official:,}"
             )
 
     def check(
         self,
         outputs: Mapping[str, Tensor | np.ndarray] | Tensor | np.ndarray,
         rtol: float = RTOL,
-        atol: float = 0.0,
     ) -> float:
-        """Compare with the recorded outputs; the largest deviation as a share of the output's norm, or an `AssertionError`.
+        """The largest deviation from the recorded outputs; an `AssertionError` beyond `rtol`.
 
-        `outputs`: name → tensor for every recorded name; a single tensor where only one is recorded.
+        outputs: name -> tensor for every recorded name; a single tensor where only one is recorded.
+        Deviations are fractions of the output's norm.
         """
         wanted = self.data["outputs"]
         if not isinstance(outputs, Mapping):
             if len(wanted) != 1:
-                raise AssertionError(
-                    f"{self.stem}/{self.name} records {', '.join(wanted)}; got a single tensor"
-                )
+                raise AssertionError(f"{self} records {', '.join(wanted)}; got a single tensor")
             outputs = {next(iter(wanted)): outputs}
         if missing := wanted.keys() - outputs.keys():
-            raise AssertionError(
-                f"{self.stem}/{self.name}: no output given for {', '.join(sorted(missing))}"
-            )
+            raise AssertionError(f"{self}: no output given for {', '.join(sorted(missing))}")
         for name, record in wanted.items():
             self.deviations[name] = deviation(outputs[name], record)
         worst = max(self.deviations, key=lambda name: self.deviations[name])
-        limit = max(rtol, atol)
-        if not self.deviations[worst] <= limit:
+        if not self.deviations[worst] <= rtol:
             raise AssertionError(
-                f"{self.stem}/{self.name}: output {worst!r} deviates by {self.deviations[worst]:.2e} of its norm (allowed {limit:.0e})"
+                f"{self}: output {worst!r} deviates by {self.deviations[worst]:.2e} of its norm"
+                f" (allowed {rtol:.0e})"
             )
         return self.deviations[worst]
 
 
 def deviation(output, record: dict) -> float:
-    """Norm-relative distance of an output to its record: ‖a − b‖/‖b‖ over the recorded values, and of norm and mean."""
+    """Distance of an output to its record, as a fraction of the record's norm.
+
+    The largest of ‖a − b‖/‖b‖ over the recorded values, and the errors of norm and mean.
+    """
     x = output.detach().cpu().numpy() if isinstance(output, Tensor) else np.asarray(output)
     shape = tuple(record["shape"])
     if tuple(x.shape) != shape:
@@ -183,10 +193,9 @@ def deviation(output, record: dict) -> float:
     scale = max(np.linalg.norm(wanted), 1e-12)
     errors = [np.linalg.norm(picked - wanted) / scale]
     if "norm" in record:
-        errors.append(abs(np.linalg.norm(flat) - record["norm"]) / max(record["norm"], 1e-12))
-        errors.append(
-            abs(flat.mean() - record["mean"]) * np.sqrt(flat.size) / max(record["norm"], 1e-12)
-        )
+        norm = max(record["norm"], 1e-12)
+        errors.append(abs(np.linalg.norm(flat) - record["norm"]) / norm)
+        errors.append(abs(flat.mean() - record["mean"]) * np.sqrt(flat.size) / norm)
     return float(max(errors))
 
 
@@ -195,17 +204,21 @@ def load(stem: str, name: str, folder: Path | str = FOLDER) -> Case:
     path = Path(folder) / stem / f"{name}.json"
     if not path.exists():
         have = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
-        raise ValueError(f"no recorded case {stem}/{name}; {stem} has: {have}")
-    return Case(stem, name, json.loads(path.read_text()))
+        raise ValueError(f"no reference outputs {stem}/{name}; {stem} has: {have}")
+    return Case(stem, name, json.loads(path.read_text(encoding="utf-8")))
 
 
 def cases(stem: str, folder: Path | str = FOLDER) -> list[Case]:
-    """Every recorded case of a stem, by name."""
+    """Every case of a stem, by name."""
     return [load(stem, p.stem, folder) for p in sorted((Path(folder) / stem).glob("*.json"))]
 
 
 def certify(model: nn.Module, case: Case, forward: Callable | None = None) -> float:
-    """Fill `model` by the rule, run it on the recorded inputs, compare. Returns the deviation; raises when it is not the real thing."""
+    """The proof: fill `model` by the rule, run it on the recorded inputs, compare.
+
+    forward: called with the inputs in place of the model. Returns the deviation; raises an
+    `AssertionError` when the model is not the real thing.
+    """
     case.fill(model)
     case.check_params(model)
     model.eval()

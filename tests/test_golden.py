@@ -1,4 +1,4 @@
-"""The rule behind the official figures, and that the certificate can fail."""
+"""The rule behind the reference outputs, and that the certificate can fail."""
 
 from __future__ import annotations
 
@@ -102,9 +102,22 @@ def test_a_wrong_count_shape_or_nan_turns_it_red():
         golden.load("efficientvit", "m0_stages").check({"output.blocks1": torch.zeros(1)})
 
 
+def test_a_file_without_a_count_is_no_proof_of_one():
+    uncounted = golden.Case("efficientvit", "m0", {**CASE.data, "params": None})
+    with pytest.raises(AssertionError, match="records no number of parameters"):
+        uncounted.check_params(refimpl.create_model("efficientvit_m0"))
+
+
+def test_the_certificate_is_equality():
+    model = refimpl.create_model("efficientvit_m0")
+    assert golden.certify(model, CASE) < 1e-5 and not model.training
+    with pytest.raises(AssertionError, match="efficientvit/m0: output 'output' deviates"):
+        golden.certify(model, CASE, lambda images: 1.01 * model(images))
+
+
 def test_unknown_cases_say_what_there_is(tmp_path):
     with pytest.raises(ValueError, match="m0"):
         golden.load("efficientvit", "m9")
     (tmp_path / "efficientvit").mkdir()
-    (tmp_path / "efficientvit" / "other.json").write_text(json.dumps(CASE.data))
+    (tmp_path / "efficientvit" / "other.json").write_text(json.dumps(CASE.data), encoding="utf-8")
     assert [c.name for c in golden.cases("efficientvit", tmp_path)] == ["other"]
