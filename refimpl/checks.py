@@ -1,7 +1,8 @@
 """The words of every `ValueError`, once.
 
-Each function returns nothing when the value is right, and otherwise raises a `ValueError` that
-names the argument, the value that was given, and what is accepted.
+Each function returns nothing when the value is right (`image_size` returns it as a pair), and
+otherwise raises a `ValueError` that names the argument, the value that was given, and what is
+accepted.
 """
 
 from __future__ import annotations
@@ -73,6 +74,25 @@ def multiple(of: int, why: str = "", **values: int) -> None:
         if value < of or value % of:
             reason = f", {why}" if why else ""
             raise ValueError(f"{name}={value} must be a positive multiple of {of}{reason}")
+
+
+def image_size(
+    img_size: int | tuple[int, int], of: int = 1, why: str = "", square: bool = False
+) -> tuple[int, int]:
+    """Height and width of `img_size`, a number or a pair: each a positive multiple of `of`."""
+    pair = img_size if isinstance(img_size, (tuple, list)) else (img_size, img_size)
+    if len(pair) != 2 or not all(isinstance(side, Integral) for side in pair):
+        raise ValueError(
+            f"img_size={img_size!r} must be a whole number of pixels, or a pair (height, width)"
+        )
+    height, width = pair
+    if square and height != width:
+        raise ValueError(
+            f"img_size={tuple(pair)} must be square: this model is built for one resolution"
+        )
+    for side in {height, width}:
+        multiple(of, why, img_size=side)
+    return height, width
 
 
 def heads(dim: int, num_heads: int) -> None:

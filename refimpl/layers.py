@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,34 @@ class ConvNorm(nn.Module):
         folded = fuse_conv_bn_eval(pair.conv, pair.norm)
         folded.bias.requires_grad_(self.conv.weight.requires_grad)
         return folded
+
+
+class ConvFeedForward(nn.Module):
+    """1×1 convolutions dim → hidden_dim → dim with ReLU between: (b, dim, h, w) -> (b, dim, h, w).
+
+    norm_weight: the initial γ of the second norm.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, norm_weight: float = 1.0):
+        super().__init__()
+        self.pw1 = ConvNorm(dim, hidden_dim)
+        self.pw2 = ConvNorm(hidden_dim, dim, norm_weight=norm_weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pw2(F.relu(self.pw1(x)))
+
+
+def conv_stem(in_chans: int, dim: int) -> nn.Sequential:
+    """Four 3×3 convolutions of stride 2: (b, in_chans, h, w) -> (b, dim, ⌈h/16⌉, ⌈w/16⌉).
+
+    Widths dim/8, dim/4, dim/2, dim; ReLU after the first three.
+    """
+    checks.multiple(8, "the stem starts at an eighth of it", **{"embed_dims[0]": dim})
+    widths = [in_chans, dim // 8, dim // 4, dim // 2, dim]
+    layers = []
+    for width, next_width in pairwise(widths):
+        layers += [ConvNorm(width, next_width, 3, stride=2), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 class DropPath(nn.Module):

@@ -2,11 +2,11 @@
 
 `deploy(model)` copies the model, sets it to evaluation, and replaces its parts from the root down:
 
-    what the family's own table says   `FUSED` in `refimpl/deploy/<stem>.py`: type of a part -> its fused form
-    what a part says about itself      `part.fuse()`, as `layers.ConvNorm` has it
-    convolution, then batch norm       one convolution (`torch.nn.utils.fusion`), where they are neighbours in a sequence
-    1×1 convolution                    a matrix product on pixels (`Conv1x1AsLinear`)
-    patch embedding                    a matrix product on patches (`PatchProduct`)
+    what its family's table names    `FUSED` in `refimpl/deploy/<stem>.py`: type -> its fused form
+    what can fuse itself             `part.fuse()`, as `layers.ConvNorm` has it
+    convolution, then batch norm     one convolution (`torch.nn.utils.fusion`), in a sequence
+    1×1 convolution                  a matrix product on pixels (`Conv1x1AsLinear`)
+    patch embedding                  a matrix product on patches (`PatchProduct`)
 
 Then a family may change the whole copy (`finish` in `refimpl/deploy/<stem>.py`), linear weights are
 stored column-major, and maps channels last. Results are equal but for rounding.
@@ -19,6 +19,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from types import ModuleType
 
 import torch
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fusion
 
 from refimpl import checks
-from refimpl.layers import PatchEmbed
+from refimpl.layers import ConvNorm, PatchEmbed
 
 Fuse = Callable[[nn.Module], nn.Module]
 
@@ -75,7 +76,7 @@ def contiguous_state(model: nn.Module, state: dict, prefix: str, metadata: dict)
 
 @cache
 def family(module: str) -> ModuleType | None:
-    """`refimpl.deploy.<stem>` for `refimpl.papers.<stem>` or `refimpl.bases.<stem>`, if there is one."""
+    """`refimpl.deploy.<stem>` for the papers' or bases' module of that stem, if there is one."""
     room, _, stem = module.rpartition(".")
     name = f"refimpl.deploy.{stem}"
     if room not in ("refimpl.papers", "refimpl.bases") or not importlib.util.find_spec(name):
@@ -84,13 +85,13 @@ def family(module: str) -> ModuleType | None:
 
 
 def fused_part(part: nn.Module) -> nn.Module:
-    """What takes a part's place; the part itself, its own parts replaced, where nothing special is known."""
+    """What takes a part's place (by default the part itself), its own parts replaced in turn."""
     table = getattr(family(type(part).__module__), "FUSED", {})
     if type(part) in table:
-        return table[type(part)](part)
-    if type(part) is PatchEmbed:
-        return PatchProduct(part)
-    if hasattr(part, "fuse"):
+        part = table[type(part)](part)
+    elif type(part) is PatchEmbed:
+        part = PatchProduct(part)
+    elif hasattr(part, "fuse"):
         part = part.fuse()
     replace_parts(part)
     return Conv1x1AsLinear.of(part) if Conv1x1AsLinear.can_be(part) else part
@@ -105,12 +106,16 @@ def replace_parts(module: nn.Module) -> None:
 
 
 def fold_neighbours(sequence: nn.Sequential) -> None:
-    """In place: a convolution folds the batch norm that follows it; an identity keeps the norm's place."""
-    layers = list(sequence)
-    for i, (conv, norm) in enumerate(zip(layers, layers[1:], strict=False)):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            sequence[i] = fold_norm(conv, norm)
+    """In place: convolutions fold the norm behind them (an identity keeps its place).
+
+    A ReLU right behind a convolution or its norm works in place, as nobody else reads its input.
+    """
+    for i, (first, second) in enumerate(pairwise(sequence)):
+        if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+            sequence[i] = fold_norm(first, second)
             sequence[i + 1] = nn.Identity()
+        elif isinstance(first, (nn.Conv2d, ConvNorm, nn.BatchNorm2d)) and type(second) is nn.ReLU:
+            sequence[i + 1] = nn.ReLU(inplace=True)
 
 
 def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
@@ -118,6 +123,17 @@ def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     folded = fusion.fuse_conv_bn_eval(conv, norm)
     folded.bias.requires_grad_(conv.weight.requires_grad)
     return folded
+
+
+@torch.no_grad()
+def with_identity(conv: nn.Conv2d, scale: float | Tensor = 1.0) -> nn.Conv2d:
+    """In place: the depthwise convolution that computes `scale·x + conv(x)`; returns it.
+
+    scale: a number, or one per channel (c,).
+    """
+    height, width = conv.kernel_size
+    conv.weight[:, 0, height // 2, width // 2] += scale
+    return conv
 
 
 class Conv1x1AsLinear(nn.Linear):
@@ -146,7 +162,7 @@ class Conv1x1AsLinear(nn.Linear):
 
 
 class PatchProduct(nn.Module):
-    """`PatchEmbed` as one matrix product on flattened patches: (b, c, H, W) -> (b, n, embed_dim)."""
+    """`PatchEmbed` as one matrix product on flat patches: (b, c, H, W) -> (b, n, embed_dim)."""
 
     def __init__(self, embed: PatchEmbed):
         super().__init__()

@@ -1,14 +1,19 @@
 """EfficientViM: Efficient Vision Mamba with Hidden State Mixer based State Space Duality.
 
-Lee, Choi, Kim, CVPR 2025, arXiv 2411.15241. Official code: mlvlab/EfficientViM, folder classification, commit
-304340cb9c339b61669250d058525c9cdadd5e93 (MIT).
+Lee, Choi, Kim, CVPR 2025, arXiv 2411.15241. Official code: mlvlab/EfficientViM, folder
+classification, commit 304340cb9c339b61669250d058525c9cdadd5e93 (MIT).
 
 The idea
-    1. A state-space layer writes l tokens into n states and reads them out again: cheap, 2·l·n·D. Its projections, 3·l·D², are what costs.
-    2. An image has no arrow of time: drop the decay, let every token read the same states (non-causal SSD, `nc_ssd`).
-    3. Linear maps commute with writing and reading. So mix the channels of the n *states* instead of the l tokens: 3·n·D².
-    4. Only the gate is not linear; the layer defines it on the hidden state (the *hidden state mixer*).
-    5. Each state weights the tokens by a softmax of its own, so one head does the work of many; the stages' hidden states also feed the classifier.
+    1. A state-space layer writes l tokens into n states and reads them out again: cheap, 2·l·n·D.
+       Its projections, 3·l·D², are what costs.
+    2. An image has no arrow of time: drop the decay, let every token read the same states
+       (non-causal SSD, `kernels.ssd.noncausal`).
+    3. Linear maps commute with writing and reading. So mix the channels of the n *states* instead
+       of the l tokens: 3·n·D².
+    4. Only the gate is not linear; the layer defines it on the hidden state (the *hidden state
+       mixer*).
+    5. Each state weights the tokens by a softmax of its own, so one head does the work of many; the
+       stages' hidden states also feed the classifier.
 
 The layer, for tokens X (D × l) on a grid:
 
@@ -29,36 +34,33 @@ from torch import Tensor, nn
 
 from refimpl import checks
 from refimpl.deploy import deploy
-from refimpl.kernels.hsm_ssd import hsm_ssd
-from refimpl.layers import ConvNorm, Probe, SqueezeExcite
+from refimpl.layers import ConvFeedForward, ConvNorm, Probe, SqueezeExcite, conv_stem
 from refimpl.weights import Rules
 
 
-def nc_ssd(
+def hidden_state_mixer(
     x: Tensor,
-    dt: Tensor,
-    A: Tensor,
     B: Tensor,
     C: Tensor,
-    D: Tensor,
-    positive: bool = False,
-    groups: int = 1,
-) -> Tensor:
-    """Non-causal SSD (VSSD, YuHengsss/VSSD @ 87b753b): the state sums all tokens, S = Σ_s w_s b_s x_sᵀ, and y_t = Sᵀ c_t + D x_t.
+    dt: Tensor,
+    A: Tensor,
+    delta: Tensor,
+    W_hz: Tensor,
+    W_out: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Tokens into states, mixed there, read out: y (b, d, l) and the mixed states (b, d, n).
 
-    x: (b, l, h, p); dt: (b, l, h), A, D: (h); B, C: (b, l, groups·n), head i reads group i mod groups. A token's weight is w = dt·A, with `positive` −dt·A.
+    x: (b, d, l); B, C, dt (Δ): (b, n, l); A: (n,); delta (δ): (1,); W_hz: (2e, d); W_out: (d, e).
     """
-    x, dt = x.transpose(1, 2), dt.transpose(1, 2)[..., None]  # heads first
-    per_head = lambda m: (
-        m.unflatten(2, (groups, -1)).transpose(1, 2).repeat(1, x.shape[1] // groups, 1, 1)
-    )  # noqa: E731
-    weight = dt * A[:, None, None] * (-1 if positive else 1)
-    state = per_head(B).transpose(-1, -2) @ (x * weight)
-    return (per_head(C) @ state + x * D[:, None, None]).transpose(1, 2)
+    w = (dt + A[:, None]).softmax(dim=-1)  # how much each state takes of each token: (b, n, l)
+    h = x @ (w * B).transpose(1, 2)  # tokens -> states: (b, d, n)
+    p, z = (W_hz @ h).chunk(2, dim=1)  # (b, e, n) each
+    h = W_out @ (p * F.silu(z) + delta * p)  # channels are mixed on n states, not on l tokens
+    return h @ C, h  # states -> tokens: (b, d, l)
 
 
 class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels at each position: (b, dim, …) -> the same shape, channels staying where they are."""
+    """Layer normalisation over the channels at each position: (b, dim, …) -> (b, dim, …)."""
 
     def __init__(self, dim: int, eps: float = 1e-5):
         super().__init__()
@@ -67,65 +69,61 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(
-            x.movedim(1, -1), self.weight.shape, self.weight, self.bias, self.eps
-        ).movedim(-1, 1)
+        x = x.movedim(1, -1)  # channels last, as `layer_norm` wants them
+        x = F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return x.movedim(-1, 1)
 
 
 class HSMSSD(nn.Module):
-    """The hidden-state-mixer layer: map (b, dim, h, w) -> map (b, dim, h, w) and mixed hidden state (b, dim, state_dim).
+    """The layer around the mixer: (b, dim, h, w) -> (b, dim, h, w), and states (b, dim, state_dim).
 
-    `A` is a dead parameter: added to logits that a softmax over tokens normalises, it cancels. It is kept so that official weights load.
+    `A` is a dead parameter: added to logits that a softmax over tokens normalises, it cancels. It
+    is kept so that official weights load. expand: width of the mixer as a multiple of dim.
     """
 
     def __init__(self, dim: int, state_dim: int, expand: float = 1.0):
         super().__init__()
-        inner = int(expand * dim)
-        if state_dim < 1 or inner < 1:
-            raise ValueError(f"state_dim={state_dim} and expand·dim={inner} must be at least 1")
-        self.state_dim = state_dim
-        self.bcdt = nn.Conv2d(dim, 3 * state_dim, 1, bias=False)
-        self.dw = nn.Conv2d(
-            3 * state_dim, 3 * state_dim, 3, padding=1, groups=3 * state_dim, bias=False
-        )
-        self.hz = nn.Parameter(torch.empty(2 * inner, dim))
-        self.out = nn.Parameter(torch.empty(dim, inner))
+        inner_dim = int(expand * dim)
+        checks.at_least(1, **{"state_dim": state_dim, "expand·dim": inner_dim})
+        width = 3 * state_dim
+        self.bcdt = nn.Conv2d(dim, width, 1, bias=False)
+        self.dw = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.hz = nn.Parameter(torch.empty(2 * inner_dim, dim))
+        self.out = nn.Parameter(torch.empty(dim, inner_dim))
         for weight in (self.hz, self.out):
-            nn.init.kaiming_uniform_(
-                weight, a=5**0.5
-            )  # torch's default for convolutions and linear layers
+            nn.init.kaiming_uniform_(weight, a=5**0.5)  # PyTorch's default for linear layers
         self.A = nn.Parameter(torch.empty(state_dim).uniform_(1, 16))
         self.D = nn.Parameter(torch.ones(1))  # δ
         self.probe = Probe()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        B, C, dt = self.dw(self.bcdt(x)).flatten(2).chunk(3, 1)
-        self.probe(lambda: importance(dt), tuple(x.shape[2:]))
-        y, h = hsm_ssd(x.flatten(2), dt, B, C, self.A, self.D, self.hz, self.out)
-        return y.unflatten(2, x.shape[2:]), h
+        grid = x.shape[2:]
+        B, C, dt = self.dw(self.bcdt(x)).flatten(2).chunk(3, dim=1)  # (b, n, l) each
+        self.probe(lambda: importance_map(dt), tuple(grid))
+        y, h = hidden_state_mixer(x.flatten(2), B, C, dt, self.A, self.D, self.hz, self.out)
+        return y.unflatten(2, grid), h
 
 
-def importance(dt: Tensor) -> Tensor:
-    """How much each state takes of each token, a state as a head: (b, n, l, l). All tokens read the same states, so its rows are equal."""
-    return dt.softmax(-1)[:, :, None].expand(-1, -1, dt.shape[-1], -1)
+def importance_map(dt: Tensor) -> Tensor:
+    """How much each state takes of each token, a state as a head: (b, n, l) -> (b, n, l, l).
+
+    All tokens read the same states, so the rows of a state's map are equal.
+    """
+    weights = dt.softmax(dim=-1)
+    return weights[:, :, None].expand(-1, -1, dt.shape[-1], -1)
 
 
-class FeedForward(nn.Module):
-    """1×1 convolutions dim → hidden_dim → dim with ReLU between: (b, dim, h, w) -> (b, dim, h, w)."""
-
-    def __init__(self, dim: int, hidden_dim: int):
-        super().__init__()
-        self.pw1 = ConvNorm(dim, hidden_dim)
-        self.pw2 = ConvNorm(hidden_dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pw2(F.relu_(self.pw1(x)))
+def blend(x: Tensor, y: Tensor, share: Tensor) -> Tensor:
+    """(1 − share) x + share y, with one share per channel: (b, c, h, w); share: (c,)."""
+    return x + share[:, None, None] * (y - x)
 
 
 class Block(nn.Module):
-    """Four sub-layers, each blended in by a learned share a channel, x ← (1 − σ(α)) x + σ(α) f(x): depthwise, mixer, depthwise, feed-forward.
+    """Four sub-layers: depthwise convolution, mixer, depthwise convolution, feed-forward.
 
-    (b, dim, h, w) -> the same shape, and the mixer's hidden state (b, dim, state_dim). α starts near 0, so that a half of each is taken.
+    (b, dim, h, w) -> (b, dim, h, w), and the mixer's states (b, dim, state_dim). Each is blended in
+    with a learned per-channel weight, x ← (1 − σ(α)) x + σ(α) f(x). α starts near 0, so that input
+    and sub-layer start with weight ½ each.
     """
 
     def __init__(self, dim: int, state_dim: int, mlp_ratio: float = 4.0, expand: float = 1.0):
@@ -135,23 +133,27 @@ class Block(nn.Module):
         self.norm = ChannelNorm(dim)
         self.mixer = HSMSSD(dim, state_dim, expand)
         self.dw2 = ConvNorm(dim, dim, 3, groups=dim)
-        self.ffn = FeedForward(dim, int(mlp_ratio * dim))
+        self.ffn = ConvFeedForward(dim, int(mlp_ratio * dim))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        share = torch.sigmoid(self.alpha)[:, None, :, None, None]
-        x = torch.lerp(x, self.dw1(x), share[0])
+        share = torch.sigmoid(self.alpha)  # (4, dim)
+        x = blend(x, self.dw1(x), share[0])
         y, h = self.mixer(self.norm(x))
-        x = torch.lerp(x, y, share[1])
-        x = torch.lerp(x, self.dw2(x), share[2])
-        return torch.lerp(x, self.ffn(x), share[3]), h
+        x = blend(x, y, share[1])
+        x = blend(x, self.dw2(x), share[2])
+        x = blend(x, self.ffn(x), share[3])
+        return x, h
 
 
 class PatchMerging(nn.Module):
-    """Halve the map through an inverted bottleneck with squeeze-excite: (b, dim, h, w) -> (b, out_dim, ⌈h/2⌉, ⌈w/2⌉)."""
+    """Halve the map through an inverted bottleneck with squeeze-excite.
 
-    def __init__(self, dim: int, out_dim: int, ratio: float = 4.0):
+    (b, dim, h, w) -> (b, out_dim, ⌈h/2⌉, ⌈w/2⌉)
+    """
+
+    def __init__(self, dim: int, out_dim: int):
         super().__init__()
-        hidden_dim = int(ratio * out_dim)
+        hidden_dim = 4 * out_dim
         self.dw1 = ConvNorm(dim, dim, 3, groups=dim)
         self.conv1 = ConvNorm(dim, hidden_dim)
         self.conv2 = ConvNorm(hidden_dim, hidden_dim, 3, stride=2, groups=hidden_dim)
@@ -160,14 +162,19 @@ class PatchMerging(nn.Module):
         self.dw2 = ConvNorm(out_dim, out_dim, 3, groups=out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu_(self.conv1(x + self.dw1(x)))
-        x = F.relu_(self.conv2(x))
+        x = x + self.dw1(x)
+        x = F.relu(self.conv1(x))
+        x = F.relu(self.conv2(x))
         x = self.conv3(self.se(x))
         return x + self.dw2(x)
 
 
 class Stage(nn.Module):
-    """Blocks, then patch merging (not in the last stage). Returns what goes on, the tokens before merging, and the last block's hidden state."""
+    """Blocks, then patch merging (not in the last stage).
+
+    (b, dim, h, w) -> what goes on, the map before merging (b, dim, h, w), and the last block's
+    states (b, dim, n).
+    """
 
     def __init__(self, blocks: list[Block], downsample: nn.Module):
         super().__init__()
@@ -181,112 +188,113 @@ class Stage(nn.Module):
 
 
 class FusionHead(nn.Module):
-    """Multi-stage hidden state fusion: Σ_s β_s·Linear_s(pooled_s), with β the softmax of one free number a source."""
+    """Multi-stage hidden state fusion: Σ_s β_s·Linear_s(pooled_s), s over the sources.
+
+    β is the softmax of one free number per source. A list of (b, dim_s) -> (b, num_classes).
+    """
 
     def __init__(self, dims: list[int], num_classes: int):
         super().__init__()
-        self.weights = nn.Parameter(torch.ones(len(dims)))
+        self.source_logits = nn.Parameter(torch.ones(len(dims)))
         self.linears = nn.ModuleList(nn.Linear(dim, num_classes) for dim in dims)
         for layer in self.linears:
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: list[Tensor]) -> Tensor:
-        return sum(
-            beta * linear(x)
-            for beta, linear, x in zip(self.weights.softmax(0), self.linears, pooled, strict=True)
-        )
+        beta = self.source_logits.softmax(dim=0)
+        logits = [linear(x) for linear, x in zip(self.linears, pooled, strict=True)]
+        return sum(beta_s * logits_s for beta_s, logits_s in zip(beta, logits, strict=True))
 
 
 class EfficientViM(nn.Module):
     """Images (b, in_chans, height, width) -> logits (b, num_classes).
 
-    One entry a stage in `embed_dim`, `depths` and `state_dim`. Any height and width from 16 pixels on; `img_size` records what the variant was trained with.
-    `distillation` adds a second head: in training the pair (logits, distilled logits) is returned, in evaluation their mean.
+    embed_dims, depths, state_dims: one entry per stage. Any height and width from 16 pixels on;
+    img_size (a number or a pair) records what the variant was trained with. num_classes=0 leaves
+    the head out and gives the pooled sources side by side (b, Σ embed_dims + embed_dims[-1]).
+    distilled: a second head; in training the pair (logits, distilled logits) is returned, in
+    evaluation their mean. Raises `ValueError` for arguments and images that do not fit.
     """
 
     def __init__(
         self,
-        img_size: int = 224,
+        img_size: int | tuple[int, int] = 224,
         in_chans: int = 3,
         num_classes: int = 1000,
-        embed_dim: tuple[int, ...] = (128, 192, 320),
+        embed_dims: tuple[int, ...] = (128, 192, 320),
         depths: tuple[int, ...] = (2, 2, 2),
-        state_dim: tuple[int, ...] = (49, 25, 9),
+        state_dims: tuple[int, ...] = (49, 25, 9),
         mlp_ratio: float = 4.0,
         ssd_expand: float = 1.0,
-        distillation: bool = False,
+        distilled: bool = False,
     ):
         super().__init__()
-        if not len(embed_dim) == len(depths) == len(state_dim) >= 1:
-            raise ValueError(
-                f"{embed_dim=}, {depths=} and {state_dim=} must be equally long: one entry for each stage"
-            )
-        if embed_dim[0] % 8:
-            raise ValueError(
-                f"embed_dim[0]={embed_dim[0]} must be a multiple of 8: the stem starts at an eighth of it"
-            )
-        if min(in_chans, num_classes, *depths, *state_dim) < 1:
-            raise ValueError(
-                f"in_chans={in_chans}, num_classes={num_classes} and every entry of {depths=} and {state_dim=} must be at least 1"
-            )
-        if img_size < 16:
-            raise ValueError(f"img_size={img_size} must be at least 16, the stride of the stem")
-        self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
+        checks.same_length(embed_dims=embed_dims, depths=depths, state_dims=state_dims)
+        checks.at_least(1, in_chans=in_chans, depths=depths, state_dims=state_dims)
+        checks.at_least(0, num_classes=num_classes)
+        checks.image_size(img_size)
+        checks.at_least(16, img_size=img_size)  # the stride of the stem
+        self.img_size = img_size
+        self.in_chans = in_chans
+        self.num_classes = num_classes
 
-        widths = [in_chans, *(embed_dim[0] // n for n in (8, 4, 2, 1))]
-        stem = [
-            layer
-            for i in range(4)
-            for layer in (ConvNorm(widths[i], widths[i + 1], 3, stride=2), nn.ReLU(inplace=True))
-        ]
-        self.patch_embed = nn.Sequential(*stem[:-1])
-        stages = []
-        for dim, next_dim, depth, states in zip(
-            embed_dim, [*embed_dim[1:], None], depths, state_dim, strict=True
-        ):
-            blocks = [Block(dim, states, mlp_ratio, ssd_expand) for _ in range(depth)]
-            stages.append(Stage(blocks, PatchMerging(dim, next_dim) if next_dim else nn.Identity()))
-        self.stages = nn.ModuleList(stages)
-        sources = [*embed_dim, embed_dim[-1]]  # the hidden state of every stage, and the last map
+        self.patch_embed = conv_stem(in_chans, embed_dims[0])
+        self.stages = nn.ModuleList()
+        for i, dim in enumerate(embed_dims):
+            last = i + 1 == len(embed_dims)
+            blocks = [Block(dim, state_dims[i], mlp_ratio, ssd_expand) for _ in range(depths[i])]
+            downsample = nn.Identity() if last else PatchMerging(dim, embed_dims[i + 1])
+            self.stages.append(Stage(blocks, downsample))
+        sources = [*embed_dims, embed_dims[-1]]  # the states of every stage, and the last map
         self.norms = nn.ModuleList(ChannelNorm(dim) for dim in sources)
-        self.head = FusionHead(sources, num_classes)
-        self.head_dist = FusionHead(sources, num_classes) if distillation else None
+        self.head = FusionHead(sources, num_classes) if num_classes else None
+        self.head_dist = FusionHead(sources, num_classes) if num_classes and distilled else None
 
     def forward_intermediates(self, images: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The stem's map, and of every stage the tokens before merging (b, dim, h, w) and the hidden state of its last block (b, dim, n)."""
+        """The stem's map, and of every stage the map before merging and its last block's states.
+
+        (b, dim, h, w) and (b, dim, n).
+        """
         checks.image(images, self.in_chans)
         if min(images.shape[2:]) < 16:
             raise ValueError(
-                f"images are {images.shape[2]}×{images.shape[3]} pixels, both sides must be at least 16, the stride of the stem"
+                f"images are {images.shape[2]}×{images.shape[3]} pixels, both sides must be at"
+                " least 16, the stride of the stem"
             )
-        x = stem = self.patch_embed(images)
-        maps, hidden = [], []
+        stem = self.patch_embed(images)
+        x = stem
+        maps, states = [], []
         for stage in self.stages:
-            x, tokens, h = stage(x)
-            maps.append(tokens)
-            hidden.append(h)
-        return stem, maps, hidden
+            x, before_merging, h = stage(x)
+            maps.append(before_merging)
+            states.append(h)
+        return stem, maps, states
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """The last map: (b, embed_dim[-1], h, w)."""
-        return self.forward_intermediates(images)[1][-1]
+    def forward_features(self, images: Tensor) -> list[Tensor]:
+        """What the heads read: the states of every stage (b, dim, n), and the last map."""
+        _, maps, states = self.forward_intermediates(images)
+        return [*states, maps[-1]]
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        _, maps, hidden = self.forward_intermediates(images)
-        pooled = [
-            norm(x).flatten(2).mean(-1)
-            for norm, x in zip(self.norms, [*hidden, maps[-1]], strict=True)
-        ]
+    def forward_head(self, features: list[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+        pooled = [norm(x).flatten(2).mean(-1) for norm, x in zip(self.norms, features, strict=True)]
+        if self.head is None:
+            return torch.cat(pooled, dim=1)
         if self.head_dist is None:
             return self.head(pooled)
-        pair = self.head(pooled), self.head_dist(pooled)
-        return pair if self.training else (pair[0] + pair[1]) / 2
+        logits = self.head(pooled)
+        distilled_logits = self.head_dist(pooled)
+        if self.training:
+            return logits, distilled_logits
+        return (logits + distilled_logits) / 2
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return self.forward_head(self.forward_features(images))
 
     def fuse(self) -> EfficientViM:
+        """A copy for inference: norms and blends folded into the convolutions, A left out, maps
+        stored channels last (see `refimpl.deploy`)."""
         return deploy(self)
-
-    name_maps: dict[str, Rules] = {}
 
 
 # Official names; timm kept them all.
@@ -301,17 +309,17 @@ OFFICIAL: Rules = [
     (r"(^|\.)dwconv([12])\.", r"\1dw\2."),
     (r"(^|\.)ffn\.fc([12])\.", r"\1ffn.pw\2."),
     (r"^norm\.(\d)\.", r"norms.\1."),
-    (r"^weights(_dist)?$", r"head\1.weights"),
+    (r"^weights(_dist)?$", r"head\1.source_logits"),
     (r"^heads(_dist)?\.(\d)\.", r"head\1.linears.\2."),
 ]
-EfficientViM.name_maps = {"official": OFFICIAL, "timm": OFFICIAL}
+NAMES: dict[str, Rules] = {"official": OFFICIAL, "timm": OFFICIAL}
 
 # Width, depth and number of states of each stage.
 VARIANTS: dict[str, dict] = {
-    "m1": dict(embed_dim=(128, 192, 320), depths=(2, 2, 2), state_dim=(49, 25, 9)),
-    "m2": dict(embed_dim=(128, 256, 512), depths=(2, 2, 2), state_dim=(49, 25, 9)),
-    "m3": dict(embed_dim=(224, 320, 512), depths=(2, 2, 2), state_dim=(49, 25, 9)),
-    "m4": dict(embed_dim=(224, 320, 512), depths=(3, 4, 2), state_dim=(64, 32, 16), img_size=256),
+    "m1": dict(embed_dims=(128, 192, 320), depths=(2, 2, 2), state_dims=(49, 25, 9)),
+    "m2": dict(embed_dims=(128, 256, 512), depths=(2, 2, 2), state_dims=(49, 25, 9)),
+    "m3": dict(embed_dims=(224, 320, 512), depths=(2, 2, 2), state_dims=(49, 25, 9)),
+    "m4": dict(embed_dims=(224, 320, 512), depths=(3, 4, 2), state_dims=(64, 32, 16), img_size=256),
 }
-VARIANTS |= {f"{name}_dist": kwargs | {"distillation": True} for name, kwargs in VARIANTS.items()}
+VARIANTS |= {f"{name}_dist": sizes | {"distilled": True} for name, sizes in VARIANTS.items()}
 MODEL = EfficientViM
