@@ -1,4 +1,4 @@
-"""EfficientViM for inference: a map is a table of tokens (channels last), the mixer works on tokens.
+"""EfficientViM for inference: a map is a table of tokens (channels last), as the mixer wants it.
 
 Equal to `refimpl.papers.efficientvim` but for rounding. What is fast here and not there: norms,
 blends and residuals live in the depthwise kernels, the mixer leaves the map as it is stored, and A,

@@ -151,9 +151,9 @@ class PatchMerging(nn.Module):
     (b, dim, h, w) -> (b, out_dim, ⌈h/2⌉, ⌈w/2⌉)
     """
 
-    def __init__(self, dim: int, out_dim: int):
+    def __init__(self, dim: int, out_dim: int, ratio: float = 4.0):
         super().__init__()
-        hidden_dim = 4 * out_dim
+        hidden_dim = int(ratio * out_dim)
         self.dw1 = ConvNorm(dim, dim, 3, groups=dim)
         self.conv1 = ConvNorm(dim, hidden_dim)
         self.conv2 = ConvNorm(hidden_dim, hidden_dim, 3, stride=2, groups=hidden_dim)

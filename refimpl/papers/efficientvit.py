@@ -64,21 +64,25 @@ def cascaded_heads(
 
     x: (b, C, r, r); one layer per head in qkv_projs and query_convs; bias: (h, N, N), N = r².
     """
-    slices = x.chunk(len(bias), dim=1)
     y, outputs, maps = 0, [], []
-    for x_j, qkv_proj, query_conv, b_j in zip(slices, qkv_projs, query_convs, bias, strict=True):
+    for j, x_j in enumerate(x.chunk(len(qkv_projs), dim=1)):
         u = x_j + y  # the cascade: u_j = x_j + y_{j−1}, (b, c, r, r)
-        q, k, v = qkv_proj(u).split([key_dim, key_dim, x_j.shape[1]], dim=1)
-        q = query_conv(q)  # queries, and they alone, see their neighbours
+        q, k, v = qkv_projs[j](u).split([key_dim, key_dim, x_j.shape[1]], dim=1)
+        q = query_convs[j](q)  # queries, and they alone, see their neighbours
         q = q.flatten(2)  # (b, d_k, N)
         k = k.flatten(2)  # (b, d_k, N)
         v = v.flatten(2)  # (b, c, N)
-        logits = q.transpose(1, 2) @ k / key_dim**0.5 + b_j
+        logits = (k.transpose(1, 2) @ q).transpose(1, 2)  # q_jᵀ k_j: see the note below
+        logits = logits / key_dim**0.5 + bias[j]
         attention = logits.softmax(dim=-1)  # A_j: (b, N, N), a row per query
         y = (v @ attention.transpose(1, 2)).view_as(x_j)  # y_j = A_j v_j, tokens last
         outputs.append(y)
         maps.append(attention)
     return torch.cat(outputs, dim=1), maps
+
+
+# The note: written as q.transpose(1, 2) @ k, the product hands its query convolution a gradient in
+# an order of memory that PyTorch's batch norm misreads on a CPU when a batch holds one window.
 
 
 def offset_index(resolution: int, device: torch.device | None = None) -> Tensor:

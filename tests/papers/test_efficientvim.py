@@ -1,24 +1,33 @@
-"""EfficientViM: equal to the official code, its derivation step by step, its dead parameter, its deployment form, its refusals."""
+"""EfficientViM: equal to the official code, its derivation, its dead parameter, its fused model."""
 
 from __future__ import annotations
 
-import copy
 import re
 
 import pytest
 import torch
+from shared import models
 from torch import nn
 
 import refimpl
 from refimpl import golden, weights
 from refimpl.kernels.hsm_ssd import hsm_ssd
 from refimpl.kernels.ssd import semiseparable, ssd
+from refimpl.kernels.ssd.noncausal import nc_ssd
 from refimpl.lab import measure
-from refimpl.papers.efficientvim import HSMSSD, VARIANTS, Block, EfficientViM, PatchMerging, nc_ssd
+from refimpl.papers.efficientvim import (
+    HSMSSD,
+    NAMES,
+    VARIANTS,
+    Block,
+    EfficientViM,
+    PatchMerging,
+    hidden_state_mixer,
+)
 from refimpl.viz import attention
 
 STEM = "efficientvim"
-RULES = EfficientViM.name_maps["official"]
+RULES = NAMES["official"]
 PARAMETERS = {
     "m1": 6_679_458,
     "m2": 13_903_842,
@@ -27,7 +36,7 @@ PARAMETERS = {
     "m2_dist": 15_315_846,
     "m4_dist": 21_178_509,
 }
-SMALL = dict(img_size=32, num_classes=5, embed_dim=(16, 24), depths=(1, 2), state_dim=(5, 3))
+SMALL = dict(img_size=32, num_classes=5, embed_dims=(16, 24), depths=(1, 2), state_dims=(5, 3))
 
 
 def official_spec(model: nn.Module) -> dict[str, list[int]]:
@@ -52,7 +61,7 @@ def official_spec(model: nn.Module) -> dict[str, list[int]]:
         name = re.sub(r"mixer\.(hz|out)$", r"mixer.\1_proj.conv.weight", name)
         name = re.sub(r"\.dw([12])\.", r".dwconv\1.", name)
         name = re.sub(r"ffn\.pw(\d)\.", r"ffn.fc\1.", name)
-        name = re.sub(r"^head(_dist)?\.weights$", r"weights\1", name)
+        name = re.sub(r"^head(_dist)?\.source_logits$", r"weights\1", name)
         name = re.sub(r"^head(_dist)?\.linears\.", r"heads\1.", name)
         if one_more:
             shape = [1, *shape, 1]
@@ -66,23 +75,22 @@ def official_spec(model: nn.Module) -> dict[str, list[int]]:
     return spec
 
 
+RENAMED = {"embed_dim": "embed_dims", "state_dim": "state_dims", "distillation": "distilled"}
+
+
 def built(kwargs: dict) -> EfficientViM:
-    return EfficientViM(**{k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()})
+    """The model of the official constructor's arguments."""
+    taken = {
+        RENAMED.get(name, name): tuple(value) if isinstance(value, list) else value
+        for name, value in kwargs.items()
+    }
+    return EfficientViM(**taken)
 
 
 def filled(seed: int = 0, **kwargs) -> EfficientViM:
-    """A model whose every branch and norm does something."""
+    """A small model whose every branch, norm and blend does something."""
     torch.manual_seed(seed)
-    model = EfficientViM(**SMALL | kwargs)
-    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
-        for tensor in (norm.weight, norm.running_var):
-            nn.init.uniform_(tensor, 0.5, 1.0)
-        for tensor in (norm.bias, norm.running_mean):
-            nn.init.normal_(tensor, std=0.2)
-    for name, parameter in model.named_parameters():
-        if name.endswith(("alpha", "weights")):
-            nn.init.normal_(parameter)
-    return model.eval()
+    return models.lively(EfficientViM(**SMALL | kwargs))
 
 
 def check_function(case):
@@ -90,9 +98,8 @@ def check_function(case):
     if "hz_weight" in given:
         for backend in ("naive", "numpy", "torch", "triton"):
             y, h = hsm_ssd(**given, backend=backend)
-            case.check(
-                {"y": y.unflatten(2, case.data["outputs"]["y"]["shape"][2:]), "h": h}, rtol=1e-5
-            )
+            y = y.unflatten(2, case.data["outputs"]["y"]["shape"][2:])
+            case.check({"y": y, "h": h}, rtol=1e-5)
     elif "X" in given:
         length = given["X"].shape[1]
         for chunk in (1, 3, case.arguments["block_len"], length, 2 * length):
@@ -174,10 +181,8 @@ def test_spec_by_rule_is_the_recorded_one():
 @pytest.mark.parametrize("variant", PARAMETERS)
 def test_parameters(variant):
     with torch.device("meta"):
-        assert (
-            measure.parameters(refimpl.create_model(f"efficientvim_{variant}"))
-            == PARAMETERS[variant]
-        )
+        model = refimpl.create_model(f"efficientvim_{variant}")
+    assert measure.parameters(model) == PARAMETERS[variant]
 
 
 def test_published_size_of_the_third_model():
@@ -197,23 +202,18 @@ def test_multiply_adds_beside_the_published_flops(variant, published):
 
 @pytest.mark.parametrize("variant", ["m1", "m3", "m4_dist"])
 def test_checkpoints_under_official_names_load(variant):
-    source, target = (
-        refimpl.create_model(f"efficientvim_{variant}"),
-        refimpl.create_model(f"efficientvim_{variant}"),
-    )
-    with torch.no_grad():
-        for tensor in source.state_dict().values():
-            tensor.random_(1, 100)
-    state = {
-        name: t.reshape(shape)
-        for (name, shape), t in zip(
-            official_spec(source).items(), source.state_dict().values(), strict=True
-        )
-    }
-    weights.load_official(target, {"model": state})
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    def checkpoint(source):
+        names = official_spec(source).items()
+        tensors = source.state_dict().values()
+        return {
+            "model": {
+                name: tensor.reshape(shape)
+                for (name, shape), tensor in zip(names, tensors, strict=True)
+            }
+        }
+
+    models.assert_checkpoint_loads(
+        lambda: refimpl.create_model(f"efficientvim_{variant}"), checkpoint
     )
 
 
@@ -221,12 +221,22 @@ def test_checkpoints_under_official_names_load(variant):
 def test_equals_timm_where_it_is_installed(variant):
     timm = pytest.importorskip("timm", reason="timm is a peer, not a dependency")
     theirs = timm.create_model(f"efficientvim_{variant}").eval()
-    ours = weights.load_official(
-        refimpl.create_model(f"efficientvim_{variant}").eval(), theirs.state_dict()
-    )
+    ours = refimpl.create_model(f"efficientvim_{variant}").eval()
+    weights.load_official(ours, theirs.state_dict())
     images = torch.randn(1, 3, ours.img_size, ours.img_size)
     with torch.inference_mode():
-        assert torch.dist(ours(images), theirs(images)) <= 1e-5 * theirs(images).norm()
+        assert models.error(ours(images), theirs(images)) <= 1e-5
+
+
+def test_the_heart_is_what_the_kernel_computes():
+    """`hidden_state_mixer` beside the kernel's forms, arguments in another order."""
+    b, d, n, length, e = 2, 6, 3, 10, 4
+    x, B, C, dt = randn(b, d, length), randn(b, n, length), randn(b, n, length), randn(b, n, length)
+    A, delta, W_hz, W_out = randn(n), randn(1), randn(2 * e, d), randn(d, e)
+    y, h = hidden_state_mixer(x, B, C, dt, A, delta, W_hz, W_out)
+    for backend in ("naive", "numpy", "torch"):
+        got = hsm_ssd(x, dt, B, C, A, delta, W_hz, W_out, backend=backend)
+        torch.testing.assert_close(got, (y, h))
 
 
 def randn(*shape):
@@ -321,7 +331,7 @@ def test_A_is_dead():
 
 @pytest.mark.parametrize("variant", ["m1", "m4"])
 def test_counted_multiply_adds_are_the_formula(variant):
-    d, n = VARIANTS[variant]["embed_dim"][0], VARIANTS[variant]["state_dim"][0]
+    d, n = VARIANTS[variant]["embed_dims"][0], VARIANTS[variant]["state_dims"][0]
     for side in (7, 14, 28):
         length = side * side
         formula = 3 * length * n * d + 27 * length * n + 2 * length * n * d + 3 * n * d * d
@@ -341,7 +351,7 @@ def test_recorded_maps_are_one_a_state_and_change_nothing(variant):
             fused(images)
     assert [m.heads for m in maps] == [
         n
-        for n, depth in zip(kwargs["state_dim"], kwargs["depths"], strict=True)
+        for n, depth in zip(kwargs["state_dims"], kwargs["depths"], strict=True)
         for _ in range(depth)
     ]
     for m in maps:
@@ -361,31 +371,43 @@ def test_recorded_maps_are_one_a_state_and_change_nothing(variant):
     "options",
     [
         {},
-        {"distillation": True},
+        {"distilled": True},
         {"img_size": 48, "in_chans": 2},
         {"ssd_expand": 2.0, "mlp_ratio": 2.0},
     ],
 )
-def test_fused_form_is_equal_and_leaves_the_model_alone(options):
+def test_fused_model_is_equal_and_leaves_the_model_alone(options):
     model = filled(0, **options)
-    before = copy.deepcopy(model.state_dict())
     images = torch.randn(3, model.in_chans, model.img_size, model.img_size)
-    fused = model.fuse()
-    with torch.inference_mode():
-        wanted, got, twice = model(images), fused(images), fused.fuse()(images)
-    assert (
-        torch.dist(wanted, got) <= 1e-5 * wanted.norm()
-        and torch.dist(got, twice) <= 1e-5 * got.norm()
-    )
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules()) and not any(
-        name.endswith("mixer.A") for name, _ in fused.named_parameters()
-    )
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    fused = models.assert_fused_is_equal(model, images)
+    assert not any(name.endswith("mixer.A") for name in fused.state_dict()), "A cancels"
 
 
-def test_fused_form_keeps_the_precision():
-    fused = filled().double().fuse()
+def test_fused_model_keeps_the_precision():
+    fused = models.assert_fused_is_equal(filled().double(), torch.randn(2, 3, 32, 32).double())
     assert {t.dtype for t in fused.state_dict().values()} == {torch.float64}
+
+
+@pytest.mark.parametrize("step", models.NEXT_STEPS, ids=lambda step: step.__name__)
+def test_next(step):
+    step(filled, torch.randn(2, 3, 64, 64))
+
+
+def test_forward_is_head_of_features():
+    model, images = filled(distilled=True), torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        features = model.forward_features(images)
+        assert [tuple(x.shape) for x in features] == [(2, 16, 5), (2, 24, 3), (2, 24, 1, 1)]
+        assert torch.equal(model.forward_head(features), model(images))
+
+
+def test_without_classes_pooled_sources_come_out():
+    with torch.inference_mode():
+        assert filled(num_classes=0)(torch.randn(2, 3, 32, 32)).shape == (2, 16 + 24 + 24)
+
+
+def test_image_size_may_be_a_pair():
+    assert EfficientViM(**SMALL | {"img_size": (32, 64)}).img_size == (32, 64)
 
 
 def test_any_rectangle_is_mixed_where_the_official_classifier_needs_a_square():
@@ -394,7 +416,7 @@ def test_any_rectangle_is_mixed_where_the_official_classifier_needs_a_square():
         for size in ((16, 16), (32, 48), (33, 50), (64, 17)):
             assert model(torch.randn(2, 3, *size)).shape == (2, 5)
         flat = torch.randn(1, 3, 32, 64)
-        assert model.forward_features(flat).shape[2:] == (1, 2)
+        assert model.forward_features(flat)[-1].shape[2:] == (1, 2)
 
 
 def test_starts_as_the_official_code_really_does():
@@ -409,12 +431,12 @@ def test_starts_as_the_official_code_really_does():
     assert (
         block.mixer.A.min() >= 1
         and block.mixer.A.max() <= 16
-        and (model.head.weights.softmax(0) == 0.25).all()
+        and (model.head.source_logits.softmax(0) == 0.25).all()
     )
 
 
 def test_every_parameter_but_A_gets_a_gradient_and_two_heads_in_training():
-    model = filled(0, distillation=True, img_size=64).train()
+    model = filled(0, distilled=True, img_size=64).train()
     logits, distilled = model(torch.randn(2, 3, 64, 64))
     assert logits.shape == distilled.shape == (2, 5)
     (logits.square().sum() + distilled.square().sum()).backward()
@@ -429,28 +451,33 @@ def test_every_parameter_but_A_gets_a_gradient_and_two_heads_in_training():
     ("change", "words"),
     [
         ({"img_size": 8}, "img_size=8"),
+        ({"img_size": (32, 8)}, "img_size=(32, 8)"),
+        ({"img_size": "32"}, "img_size='32'"),
         ({"in_chans": 0}, "in_chans=0"),
-        ({"num_classes": 0}, "num_classes=0"),
-        ({"embed_dim": (12, 24)}, "multiple of 8"),
+        ({"num_classes": -1}, "num_classes=-1"),
+        ({"embed_dims": (12, 24)}, "multiple of 8"),
         ({"depths": (1,)}, "one entry for each stage"),
-        ({"depths": (1, 0)}, "at least 1"),
-        ({"state_dim": (5, 0)}, "at least 1"),
+        ({"depths": (1, 0)}, "depths=(1, 0) must be at least 1"),
+        ({"state_dims": (5, 0)}, "state_dims=(5, 0) must be at least 1"),
         ({"ssd_expand": 0.0}, "expand·dim=0"),
     ],
 )
 def test_bad_arguments_are_named(change, words):
-    with pytest.raises(ValueError, match=re.escape(words)):
-        EfficientViM(**SMALL | change)
+    models.assert_refused(lambda: EfficientViM(**SMALL | change), words)
 
 
-def test_bad_calls_are_named():
-    model = filled()
-    for images, words in [
-        (torch.randn(1, 3, 8, 32), "at least 16"),
-        (torch.randn(1, 1, 32, 32), "1 channels"),
-        (torch.randn(3, 32, 32), "3 dimensions"),
-    ]:
-        with pytest.raises(ValueError, match=words):
-            model(images)
-    with pytest.raises(ValueError, match="efficientvim_m1"):
-        refimpl.create_model("efficientvim_m5")
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (torch.zeros(1, 3, 8, 32), "at least 16"),
+        (torch.zeros(1, 1, 32, 32), "1 channels"),
+        (torch.zeros(3, 32, 32), "3 dimensions"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "torch.uint8"),
+    ],
+)
+def test_bad_images_are_named(images, words):
+    models.assert_refused(lambda: filled()(images), words)
+
+
+def test_unknown_variant_is_named():
+    models.assert_refused(lambda: refimpl.create_model("efficientvim_m5"), "efficientvim_m4")
