@@ -81,9 +81,9 @@ def image_size(
 ) -> tuple[int, int]:
     """Height and width of `img_size`, a number or a pair: each a positive multiple of `of`."""
     pair = img_size if isinstance(img_size, (tuple, list)) else (img_size, img_size)
-    if len(pair) != 2 or not all(isinstance(side, Integral) for side in pair):
+    if len(pair) != 2 or not all(isinstance(side, Integral) and side > 0 for side in pair):
         raise ValueError(
-            f"img_size={img_size!r} must be a whole number of pixels, or a pair (height, width)"
+            f"img_size={img_size!r} must be a positive number of pixels or (height, width)"
         )
     height, width = pair
     if square and height != width:

@@ -122,14 +122,6 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
-def pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
-    """A size as (height, width); one number is a square. A `ValueError` names the argument."""
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"{name}={size} must be a positive number of pixels or (height, width)")
-    return sides
-
-
 class PatchEmbed(nn.Module):
     """Cut the image into patches and project each: (b, c, H, W) -> (b, n, embed_dim), row by row.
 
@@ -141,7 +133,7 @@ class PatchEmbed(nn.Module):
     ):
         super().__init__()
         checks.at_least(1, patch_size=patch_size)
-        self.img_size = height, width = pair("img_size", img_size)
+        self.img_size = height, width = checks.image_size(img_size)
         if height % patch_size or width % patch_size:
             raise ValueError(f"img_size={img_size} is not divisible by patch_size={patch_size}")
         self.patch_size = patch_size

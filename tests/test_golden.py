@@ -65,7 +65,7 @@ def certificate(spoil=lambda model: None) -> float:
 
 def scale_attention(model):
     for name, parameter in model.named_parameters():
-        if ".dws." in name and ".norm." in name:
+        if ".query_convs." in name and ".norm." in name:
             parameter.data.mul_(1.01)  # the queries, and with them 1/√d
 
 
@@ -75,7 +75,8 @@ def scale_kernel(model):
 
 def swap_heads(model):
     attention = model.stages[1].blocks[0].mixer.attn
-    attention.dws[0], attention.dws[1] = attention.dws[1], attention.dws[0]
+    convs = attention.query_convs
+    convs[0], convs[1] = convs[1], convs[0]
 
 
 def drop_pixel(model):

@@ -154,7 +154,9 @@ PAPER = Paper(
                 "uninitialised memory elsewhere."
             ),
             effect="Any step but 2 gives undefined values; here another step is refused.",
-            test="tests/papers/test_efficientvmamba.py::test_bad_calls_are_named",
+            test=(
+                "tests/papers/test_efficientvmamba.py::test_only_a_step_of_two_visits_every_pixel"
+            ),
         ),
         Difference(
             id="efficientvmamba.d3",

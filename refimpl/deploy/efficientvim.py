@@ -67,7 +67,7 @@ class FusedBlock(nn.Module):
         self.dw2 = with_blend(block.dw2, share[2])
         self.pw1 = block.ffn.pw1
         self.pw2 = scaled(block.ffn.pw2, share[3])
-        self.register_buffer("share", share[1][:, None, None])  # of the mixer
+        self.register_buffer("share", share[1, :, None, None].clone())  # of the mixer
         self.register_buffer("keep", (1 - share[3])[:, None, None])  # of the feed-forward's input
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

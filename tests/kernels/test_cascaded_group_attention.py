@@ -119,12 +119,12 @@ def test_non_contiguous_and_empty(backend):
 
 def from_model(model: CascadedGroupAttention) -> dict:
     """The kernel's weights out of the model: norms folded, smaller query kernels centred in zeros."""
-    largest = max(dw.conv.kernel_size[0] for dw in model.dws)
-    dws = [dw.fuse() for dw in model.dws]
+    largest = max(dw.conv.kernel_size[0] for dw in model.query_convs)
+    dws = [dw.fuse() for dw in model.query_convs]
     pads = [(largest - dw.kernel_size[0]) // 2 for dw in dws]
     return {
-        "qkv_weight": torch.stack([qkv.fuse().weight.flatten(1) for qkv in model.qkvs]),
-        "qkv_bias": torch.stack([qkv.fuse().bias for qkv in model.qkvs]),
+        "qkv_weight": torch.stack([qkv.fuse().weight.flatten(1) for qkv in model.qkv_projs]),
+        "qkv_bias": torch.stack([qkv.fuse().bias for qkv in model.qkv_projs]),
         "dw_weight": torch.stack(
             [
                 nn.functional.pad(dw.weight[:, 0], (p, p, p, p))

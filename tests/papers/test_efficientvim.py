@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from shared import models
 from torch import nn
 
 import refimpl
@@ -25,6 +24,7 @@ from refimpl.papers.efficientvim import (
     hidden_state_mixer,
 )
 from refimpl.viz import attention
+from shared import models
 
 STEM = "efficientvim"
 RULES = NAMES["official"]
@@ -40,7 +40,7 @@ SMALL = dict(img_size=32, num_classes=5, embed_dims=(16, 24), depths=(1, 2), sta
 
 
 def official_spec(model: nn.Module) -> dict[str, list[int]]:
-    """The authors' names and shapes of our tensors, by rule: the other way round than the package's name map."""
+    """The authors' names and shapes of our tensors, by rule: the name map the other way round."""
     spec = {}
     for name, tensor in model.state_dict().items():
         shape = list(tensor.shape)
@@ -194,7 +194,7 @@ def test_published_size_of_the_third_model():
     ("variant", "published"), [("m1", 239), ("m2", 355), ("m3", 656), ("m4", 1111)]
 )
 def test_multiply_adds_beside_the_published_flops(variant, published):
-    """The README's FLOPs are multiply-adds; its counter adds small terms, about one in a hundred."""
+    """The README's FLOPs are multiply-adds; its counter adds about one in a hundred."""
     model = refimpl.create_model(f"efficientvim_{variant}").eval()
     counted = measure.macs(model, torch.randn(1, 3, model.img_size, model.img_size)) / 1e6
     assert 0.985 * published < counted < published
@@ -314,7 +314,7 @@ def test_projections_commute_with_the_hidden_state_and_the_gate_does_not():
 
 
 def test_A_is_dead():
-    """A cancels in the softmax over tokens: no gradient but rounding, and no influence on the output."""
+    """A cancels in the softmax over tokens: no gradient but rounding, no influence."""
     model = filled()
     images = torch.randn(2, 3, 32, 32)
     mixers = [m for m in model.modules() if isinstance(m, HSMSSD)]
@@ -420,7 +420,7 @@ def test_any_rectangle_is_mixed_where_the_official_classifier_needs_a_square():
 
 
 def test_starts_as_the_official_code_really_does():
-    """Norm scales asked for as zero end up as 1; every blend starts at one half; A in 1 … 16, δ = 1."""
+    """Norm scales asked for as zero end up as 1; blends start at ½; A in 1 … 16, δ = 1."""
     model = refimpl.create_model("efficientvim_m1")
     assert all((m.weight == 1).all() for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     block = model.stages[0].blocks[0]

@@ -198,7 +198,7 @@ def test_published_flops_are_multiply_adds_without_softmax(variant, published):
 )
 @pytest.mark.parametrize("variant", ["m0", "m3"])
 def test_checkpoints_under_foreign_names_load(names, variant):
-    """As the authors save them: under `model`, with the index buffer, linear weights in two axes."""
+    """As the authors save them: under `model`, with the index buffer, matrices in two axes."""
 
     def checkpoint(source):
         state = {"blocks1.0.mixer.m.attn.attention_bias_idxs": offset_index(7)}
@@ -251,7 +251,7 @@ def test_kernels_go_by_head():
 
 
 def test_cascade_runs_forwards_only():
-    """Head j reads slice j and the attention outputs of the heads before it, never a later slice."""
+    """Head j reads slice j and the outputs of the heads before it, never a later slice."""
     model, x = attention_alone()
     model.proj = nn.Identity()
     with torch.inference_mode():
@@ -296,7 +296,7 @@ def test_bias_is_shared_by_reflections():
 
 
 def test_padding_is_attended_to():
-    """A 10×10 map in 7×7 windows: the last window holds 9 real tokens, yet its 40 zero tokens take part."""
+    """A 10×10 map in 7×7 windows: of the last one's 49 tokens 40 are zeros, and take part."""
     torch.manual_seed(0)
     model = WindowAttention(12, 4, 2, 10, 7, (3, 3)).eval()
     with torch.inference_mode(), attention.record(model) as maps:

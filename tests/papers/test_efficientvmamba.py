@@ -8,11 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shared import models
 from torch import nn
 
 import refimpl
-from refimpl import golden, weights
+from refimpl import golden
 from refimpl.kernels.selective_scan import selective_scan
 from refimpl.lab import measure
 from refimpl.papers.efficientvmamba import (
@@ -27,6 +26,7 @@ from refimpl.papers.efficientvmamba import (
     atrous_merge,
     atrous_scan,
 )
+from shared import models
 
 STEM = "efficientvmamba"
 RULES = NAMES["official"]
@@ -35,7 +35,7 @@ SMALL = dict(img_size=32, num_classes=5, embed_dim=16, depths=(1, 1, 1), state_d
 
 
 def official_name(name: str) -> str:
-    """The authors' name of one of our tensors, by rule: the other way round than the package's name map."""
+    """The authors' name of one of our tensors, by rule: the name map the other way round."""
     stage = re.match(r"stages\.(\d)\.", name)
     if stage and int(stage[1]) >= 2:
         name = re.sub(
@@ -201,7 +201,7 @@ def test_small_is_the_released_model_and_not_the_configuration_file():
 
 @pytest.mark.parametrize(("variant", "published"), [("tiny", 0.8), ("small", 1.3), ("base", 4.0)])
 def test_published_flops_add_multiply_adds_and_scan_operations(variant, published):
-    """Multiply-adds, and for the scans 9 operations per token, channel and state, 1 for the skip."""
+    """Multiply-adds; for the scans 9 operations per token, channel and state, 1 for the skip."""
     model = refimpl.create_model(f"efficientvmamba_{variant}").eval()
     image = torch.randn(1, 3, 224, 224)
     reads = read_outs(model, image)  # token · channel · state
@@ -290,7 +290,7 @@ def test_first_order_input_step_is_not_the_exact_hold():
 
 
 def test_only_a_step_of_two_visits_every_pixel():
-    """The official slices start at offsets 0 and 1 of each step: with a step of 3 most are missed."""
+    """The official slices start at offsets 0 and 1 of each step: 3 would miss most pixels."""
     pixels = torch.arange(36).reshape(6, 6)
     for step, visited in ((2, 36), (3, 16)):
         seen_pixels = {
