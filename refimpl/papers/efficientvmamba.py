@@ -78,19 +78,18 @@ def atrous_merge(y: Tensor, size: tuple[int, int]) -> Tensor:
     return x[:, :, : size[0], : size[1]]
 
 
-def atrous_selective_scan(
-    x: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
+def four_scans(
+    s: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
 ) -> Tensor:
-    """Scan each parity class of a map once, side by side: (b, E, h, w) -> (b, E, h, w).
+    """Four selective scans side by side, each with projections of its own: (b, 4, E, l), same back.
 
     x_proj: (4, R + 2·N, E); dt_proj: (4, E, R); dt_bias: (4, E); A: (4·E, N), < 0; D: (4·E,).
     """
     rank, states = dt_proj.shape[2], A.shape[1]
-    s = atrous_scan(x)  # (b, 4, E, l), l = L/4 tokens of each class
     dt, B, C = (x_proj @ s).split([rank, states, states], dim=2)  # B, C: (b, 4, N, l)
     dt = dt_proj @ dt + dt_bias[:, :, None]  # (b, 4, E, l)
     y = selective_scan(s.flatten(1, 2), dt.flatten(1, 2), A, B, C, D, delta_softplus=True)
-    return atrous_merge(y.unflatten(1, (4, -1)), x.shape[2:])
+    return y.unflatten(1, (4, -1))
 
 
 class ES2D(nn.Module):
@@ -130,14 +129,19 @@ class ES2D(nn.Module):
         self.dt_projs_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus⁻¹
 
     def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[1:3]
         values, gate = self.in_proj(x).chunk(2, dim=-1)  # (b, h, w, E) each
         values = F.silu(self.conv2d(values.permute(0, 3, 1, 2)))
-        A = -self.A_logs.exp()
-        y = atrous_selective_scan(
-            values, self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, A, self.Ds
-        )
+        y = atrous_merge(self.scan(atrous_scan(values)), size)
         y = self.out_norm(y.permute(0, 2, 3, 1))
         return self.out_proj(y * F.silu(gate))
+
+    def scan(self, s: Tensor) -> Tensor:
+        """`four_scans` with this layer's weights: (b, 4, E, l) -> (b, 4, E, l)."""
+        A = -self.A_logs.exp()
+        return four_scans(
+            s, self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, A, self.Ds
+        )
 
 
 class BiAttn(nn.Module):
