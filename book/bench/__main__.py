@@ -22,6 +22,7 @@ from dataclasses import asdict
 from fnmatch import fnmatch
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -116,6 +117,7 @@ def measure_batch(
             "low": timing.low,
             "high": timing.high,
             "deviation_from_eager": errors[form],
+            "date": machine_record()["date"],
         }
         if theirs:
             row |= {
@@ -130,7 +132,10 @@ def measure_batch(
 
 
 def bench_models(pattern: str, rounds: int, ceilings: measure.Ceilings) -> None:
-    """Measure the models that match, family by family, into `<stem>.json`."""
+    """Measure the models that match, family by family, into `<stem>.json`.
+
+    Rows of the family's other models stay, unless another machine measured them.
+    """
 
     def stem_of(name: str) -> str:
         return refimpl.model_index()[name][0].rsplit(".", 1)[1]
@@ -139,12 +144,22 @@ def bench_models(pattern: str, rounds: int, ceilings: measure.Ceilings) -> None:
     for stem, names in groupby(known, stem_of):
         path = store.folder() / f"{stem}.json"
         family = list(names)
-        rows = {row_key(r): r for r in store.read(path).get("models", []) if r["name"] in family}
+        rows = {row_key(r): r for r in stored_rows(path) if r["name"] in family}
         chosen = [name for name in family if fnmatch(name, pattern)]
         for name in tqdm(chosen, unit="model", desc=stem, disable=not chosen):
             rows |= {row_key(r): r for r in measure_model(name, rounds)}
         if chosen and rows:
             store.write(path, heading(ceilings) | {"models": [rows[key] for key in sorted(rows)]})
+
+
+def stored_rows(path: Path) -> list[dict]:
+    """The rows of a results file that this machine measured, with these versions."""
+    stored = store.read(path)
+    undated = [
+        {key: value for key, value in machine.items() if key != "date"}
+        for machine in (stored.get("machine", {}), machine_record())
+    ]
+    return stored.get("models", []) if undated[0] == undated[1] else []
 
 
 def row_key(row: dict) -> tuple[str, int, str]:
@@ -236,9 +251,14 @@ def operations() -> Iterator[str]:
 # -- the command
 
 
+def machine_record() -> dict:
+    """This machine, its versions and the date."""
+    return measure.machine(DEVICE) | {"threads": 1}
+
+
 def heading(ceilings: measure.Ceilings) -> dict:
     """What every results file says about the machine."""
-    return {"machine": measure.machine(DEVICE) | {"threads": 1}, "ceilings": asdict(ceilings)}
+    return {"machine": machine_record(), "ceilings": asdict(ceilings)}
 
 
 def bench_exactness() -> int:

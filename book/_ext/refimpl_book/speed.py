@@ -91,7 +91,7 @@ def record(row: dict) -> dict:
     return flat | {
         "paper": sources.stem_of(row["name"]),
         "official_cases": certificates(row["name"]),
-        "date": row["machine"].get("date", ""),
+        "date": row.get("date") or row["machine"].get("date", ""),
     }
 
 
