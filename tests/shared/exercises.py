@@ -1,19 +1,22 @@
-"""The chapters' exercises under mutation: each check must take right answers and refuse plausible wrong ones.
+"""The chapters' exercises under mutation: checks take right answers and refuse wrong ones.
 
-A chapter's exercise is the part of the notebook from its heading `### Exercise n` to the next heading. It stands on the
-setup cells alone (every code cell before the first `## ` heading: install, parameters, imports), so that a learner can start with it. In it, in this order:
+A chapter's exercise is the part of the notebook from its heading `### Exercise n` to the next
+heading. It stands on the set-up cells alone (every code cell before the first `## ` heading:
+install, parameters, imports), so that a learner can start with it. In it, in this order:
 
 1. the task, in Markdown;
 2. the answer cell: a stub that a learner fills in (say, a function that returns `None`);
-3. the check cell, tagged `exercise-check`: prints `✓ …` for a right answer, what is wrong for a wrong one, `not yet` for the stub;
-   never raises for any of them;
-4. the solution, tagged `hide-cell`, first line `#@title Solution n {display-mode: "form"}`: defines the answer (and may run the check again).
+3. the check cell, tagged `exercise-check`: prints `✓ …` for a right answer, what is wrong for a
+   wrong one, `not yet` for the stub; never raises for any of them;
+4. the solution, tagged `hide-cell`, first line `#@title Solution n {display-mode: "form"}`:
+   defines the answer (and may run the check again).
 
-`tests/papers/exercises/<stem>.py` gives the answers, as source that would stand in the answer cell, and is complete with:
+`tests/papers/exercises/<stem>.py` gives the answers, as source that would stand in the answer
+cell, and is complete with:
 
     from shared.exercises import Answers, mutations
 
-    test_exercise = mutations("efficientvit", {1: Answers(right=['''…'''], wrong=['''…''', '''…''', '''…''']), …})
+    test_exercise = mutations("efficientvit", {1: Answers(right=[…], wrong=[…, …, …]), …})
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 @dataclass
 class Answers:
-    """Other right answers (at least one) and plausible wrong ones (at least three) to one exercise."""
+    """Other right answers (at least one) and plausible wrong ones (at least three)."""
 
     right: list[str]
     wrong: list[str]
@@ -78,7 +81,8 @@ def read(stem: str) -> dict[int, Exercise]:
         if len(check) != 1 or len(solution) != 1 or "exercise-check" in tags[0]:
             found = [sorted(t) for t in tags]
             raise AssertionError(
-                f"{stem}, exercise {number}: wants an answer cell, one cell tagged exercise-check, one folded solution; has {found}"
+                f"{stem}, exercise {number}: wants an answer cell, one cell tagged exercise-check,"
+                f" one folded solution; has {found}"
             )
         exercises[number] = Exercise(setup, code[0].source, check[0], solution[0])
     return exercises

@@ -1,4 +1,4 @@
-"""The exercises of the chapter on EfficientViM: other right answers pass, plausible wrong ones don't."""
+"""The exercises on EfficientViM: other right answers pass, plausible wrong ones don't."""
 
 from shared.exercises import Answers, mutations
 
@@ -56,26 +56,37 @@ def chunked(x, a, B, C, S, q):
     2: Answers(
         right=[
             "def saving(l, D, N, e=1):\n    return l * 3 * e * D**2 - N * 3 * e * D**2",
-            "def saving(tokens, width, states, e=1):\n    inner = e * width\n    return (2 * inner * width + width * inner) * (tokens - states)",
+            (
+                "def saving(tokens, width, states, e=1):\n    inner = e * width\n    return "
+                "(2 * inner * width + width * inner) * (tokens - states)"
+            ),
         ],
         wrong=[
-            "def saving(l, D, N, e=1):\n    return 3 * D * D * (l - N)",  # the expansion is forgotten
+            # the expansion is forgotten
+            "def saving(l, D, N, e=1):\n    return 3 * D * D * (l - N)",
             "def saving(l, D, N, e=1):\n    return 3 * e * D * D * l",
             "def saving(l, D, N, e=1):\n    return 2 * e * D * D * (l - N)",  # without W_out
-            "def saving(l, D, N, e=1):\n    return max(0, 3 * e * D * D * (l - N))",  # never negative
+            # never negative
+            "def saving(l, D, N, e=1):\n    return max(0, 3 * e * D * D * (l - N))",
         ],
     ),
     3: Answers(
         right=[
             "def living_weights(dt, A):\n    return (dt * A.unsqueeze(1)).softmax(1)",
-            "def living_weights(dt, A):\n    return torch.softmax(dt - (1 - A[:, None]) * torch.linspace(0, 1, dt.shape[1]), -1)",
+            (
+                "def living_weights(dt, A):\n    return torch.softmax(dt - (1 - A[:, None]) "
+                "* torch.linspace(0, 1, dt.shape[1]), -1)"
+            ),
         ],
         wrong=[
-            "def living_weights(dt, A):\n    return (dt + A[:, None] - 1).softmax(-1)",  # as the paper: dead
-            "def living_weights(dt, A):\n    return dt.softmax(-1) * A[:, None]",  # does not sum to 1
+            # as the paper: dead
+            "def living_weights(dt, A):\n    return (dt + A[:, None] - 1).softmax(-1)",
+            # does not sum to 1
+            "def living_weights(dt, A):\n    return dt.softmax(-1) * A[:, None]",
             "def living_weights(dt, A):\n    return (dt * A[:, None]).softmax(0)",  # over states
             "def living_weights(dt, A):\n    return dt.softmax(-1)",  # without A
-            "def living_weights(dt, A):\n    return (dt / (1 + A[:, None])).softmax(-1)",  # changes the weights at A = 1
+            # changes the weights at A = 1
+            "def living_weights(dt, A):\n    return (dt / (1 + A[:, None])).softmax(-1)",
         ],
     ),
 }

@@ -1,4 +1,4 @@
-"""The exercises of the chapter on EfficientVMamba: other right answers pass, plausible wrong ones don't."""
+"""The exercises on EfficientVMamba: other right answers pass, plausible wrong ones don't."""
 
 from shared.exercises import Answers, mutations
 
@@ -18,7 +18,9 @@ ANSWERS = {
 def order(h, w):
     def walk(r, c, down):
         rows, columns = range(r, h, 2), range(c, w, 2)
-        return [i * w + j for j in columns for i in rows] if down else [i * w + j for i in rows for j in columns]
+        if down:
+            return [i * w + j for j in columns for i in rows]
+        return [i * w + j for i in rows for j in columns]
     return torch.tensor([walk(0, 0, False), walk(1, 0, True), walk(0, 1, False), walk(1, 1, True)])
 """,
         ],
@@ -30,23 +32,45 @@ def order(h, w):
                 parts="index[::2, ::2], index[1::2, ::2], index[::2, 1::2], index[1::2, 1::2]"
             ),  # all along the rows
             ORDER.format(
-                parts="index[::2, ::2], index[1::2, ::2].T.flip(0, 1), index[::2, 1::2], index[1::2, 1::2].T.flip(0, 1)"
+                parts=(
+                    "index[::2, ::2], index[1::2, ::2].T.flip(0, 1), index[::2, 1::2], "
+                    "index[1::2, 1::2].T.flip(0, 1)"
+                )
             ),  # two walks backwards
             ORDER.format(parts="index.reshape(4, -1)"),  # four bands
             "def order(h, w):\n    return torch.arange(h * w).float().reshape(4, -1)",
-            "def order(h, w):\n    return torch.arange(0, h * w, 2).repeat(2).reshape(4, -1)",  # some pixels twice
+            (
+                "def order(h, w):\n    return torch.arange(0, h * w, 2).repeat(2).reshape(4, -1)"
+            ),  # some pixels twice
         ],
     ),
     2: Answers(
         right=[
-            "def combine(first, second):\n    return first[0] * second[0], second[0] * first[1] + second[1]",
-            "def combine(f, s):\n    at = lambda h: s[0] * (f[0] * h + f[1]) + s[1]\n    return at(1.0) - at(0.0), at(0.0)",
+            (
+                "def combine(first, second):\n    return first[0] * second[0], second[0] * "
+                "first[1] + second[1]"
+            ),
+            (
+                "def combine(f, s):\n    at = lambda h: s[0] * (f[0] * h + f[1]) + s[1]\n    "
+                "return at(1.0) - at(0.0), at(0.0)"
+            ),
         ],
         wrong=[
-            "def combine(first, second):\n    return first[0] * second[0], first[0] * second[1] + first[1]",  # the other order
-            "def combine(first, second):\n    return first[0] * second[0], first[1] + second[1]",  # nothing fades
-            "def combine(first, second):\n    return first[0] + second[0], second[0] * first[1] + second[1]",  # decays added, not multiplied
-            "def combine(first, second):\n    return second[0], second[0] * first[1] + second[1]",  # right from the left only
+            (
+                "def combine(first, second):\n    return first[0] * second[0], first[0] * "
+                "second[1] + first[1]"
+            ),  # the other order
+            (
+                "def combine(first, second):\n    return first[0] * second[0], first[1] + second[1]"
+            ),  # nothing fades
+            (
+                "def combine(first, second):\n    return first[0] + second[0], second[0] * "
+                "first[1] + second[1]"
+            ),  # decays added, not multiplied
+            (
+                "def combine(first, second):\n    return second[0], second[0] * first[1] + "
+                "second[1]"
+            ),  # right from the left only
         ],
     ),
     3: Answers(
@@ -55,13 +79,16 @@ def order(h, w):
             """
 def exact_hold(delta, A):
     z = delta.double() * A
-    return torch.where(z.abs() < 1e-2, delta * (1 + z / 2 + z * z / 6 + z**3 / 24), (z.exp() - 1) / A)
+    series = delta * (1 + z / 2 + z * z / 6 + z**3 / 24)
+    return torch.where(z.abs() < 1e-2, series, (z.exp() - 1) / A)
 """,
         ],
         wrong=[
-            "def exact_hold(delta, A):\n    return (torch.exp(delta * A) - 1) / A",  # loses its digits for small steps
+            # loses its digits for small steps
+            "def exact_hold(delta, A):\n    return (torch.exp(delta * A) - 1) / A",
             "def exact_hold(delta, A):\n    return delta",  # the first-order term
-            "def exact_hold(delta, A):\n    return torch.expm1(delta * A) / (delta * A)",  # the ratio to Δ
+            # the ratio to Δ
+            "def exact_hold(delta, A):\n    return torch.expm1(delta * A) / (delta * A)",
             "def exact_hold(delta, A):\n    return torch.expm1(delta * A) * A",
             "def exact_hold(delta, A):\n    return torch.log(-delta)",  # not a number
         ],
