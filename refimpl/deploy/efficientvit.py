@@ -49,7 +49,8 @@ class FusedHeads(nn.Module):
         r = self.resolution
         index = offset_index(r, tokens.device)
         bias = self.attention_biases.index_select(1, index.flatten()).unflatten(1, index.shape)
-        outputs, maps = [], []
+        outputs = []
+        maps = []
         for j, x_j in enumerate(tokens.chunk(len(bias), dim=2)):  # (b, N, c)
             u = x_j + outputs[-1] if outputs else x_j
             sizes = [self.key_dim, self.key_dim, x_j.shape[2]]
@@ -74,7 +75,8 @@ class FusedWindowAttention(nn.Module):
         self.attn = FusedHeads(layer.attn)
 
     def forward(self, x: Tensor) -> Tensor:
-        side, r = self.resolution, self.window_size
+        side = self.resolution
+        r = self.window_size
         padding = -side % r
         count = (side + padding) // r
         x = x.permute(0, 2, 3, 1)
@@ -154,7 +156,8 @@ def fold_norm_first(head: NormLinear) -> nn.Linear:
 
     W' = W·diag(γ/√(σ²+ε)), b' = W(β − μγ/√(σ²+ε)) + b
     """
-    folded, norm = copy.deepcopy(head.linear), head.norm
+    folded = copy.deepcopy(head.linear)
+    norm = head.norm
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     folded.bias += folded.weight @ (norm.bias - norm.running_mean * scale)
     folded.weight *= scale

@@ -13,15 +13,15 @@ class FusedInvertedResidual(nn.Module):
 
     def __init__(self, layer: InvertedResidual):
         super().__init__()
-        self.conv_pw = layer.conv_pw
-        self.conv_dw = layer.conv_dw
+        self.pw1 = layer.pw1
+        self.dw = layer.dw
         self.se = layer.se
-        self.conv_pw2 = layer.conv_pw2
+        self.pw2 = layer.pw2
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu_(self.conv_pw(x.permute(0, 3, 1, 2)))
-        y = F.relu_(self.conv_dw(y))
-        return self.conv_pw2(self.se(y)).permute(0, 2, 3, 1).add_(x)
+        y = F.relu_(self.pw1(x.permute(0, 3, 1, 2)))
+        y = F.relu_(self.dw(y))
+        return self.pw2(self.se(y)).permute(0, 2, 3, 1).add_(x)
 
 
 FUSED = {InvertedResidual: FusedInvertedResidual}

@@ -264,7 +264,8 @@ class EfficientViM(nn.Module):
             )
         stem = self.patch_embed(images)
         x = stem
-        maps, states = [], []
+        maps = []
+        states = []
         for stage in self.stages:
             x, before_merging, h = stage(x)
             maps.append(before_merging)

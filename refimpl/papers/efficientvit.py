@@ -64,16 +64,17 @@ def cascaded_heads(
 
     x: (b, C, r, r); one layer per head in qkv_projs and query_convs; bias: (h, N, N), N = r².
     """
-    y, outputs, maps = 0, [], []
+    y = 0
+    outputs = []
+    maps = []
     for j, x_j in enumerate(x.chunk(len(qkv_projs), dim=1)):
         u = x_j + y  # the cascade: u_j = x_j + y_{j−1}, (b, c, r, r)
         q, k, v = qkv_projs[j](u).split([key_dim, key_dim, x_j.shape[1]], dim=1)
         q = query_convs[j](q)  # queries, and they alone, see their neighbours
-        q = q.flatten(2)  # (b, d_k, N)
+        q = q.flatten(2) / key_dim**0.5  # (b, d_k, N)
         k = k.flatten(2)  # (b, d_k, N)
         v = v.flatten(2)  # (b, c, N)
-        logits = (k.transpose(1, 2) @ q).transpose(1, 2)  # q_jᵀ k_j: see the note below
-        logits = logits / key_dim**0.5 + bias[j]
+        logits = (k.transpose(1, 2) @ q).transpose(1, 2) + bias[j]  # q_jᵀ k_j + b_j, see below
         attention = logits.softmax(dim=-1)  # A_j: (b, N, N), a row per query
         y = (v @ attention.transpose(1, 2)).view_as(x_j)  # y_j = A_j v_j, tokens last
         outputs.append(y)
@@ -81,8 +82,8 @@ def cascaded_heads(
     return torch.cat(outputs, dim=1), maps
 
 
-# The note: written as q.transpose(1, 2) @ k, the product hands its query convolution a gradient in
-# an order of memory that PyTorch's batch norm misreads on a CPU when a batch holds one window.
+# q_jᵀ k_j is (k_jᵀ q_j)ᵀ: as q.transpose(1, 2) @ k, the product would hand the query convolution a
+# gradient in an order of memory that PyTorch's batch norm misreads on a CPU for a batch of one.
 
 
 def offset_index(resolution: int, device: torch.device | None = None) -> Tensor:
@@ -166,7 +167,8 @@ class WindowAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        side, r = self.resolution, self.window_size
+        side = self.resolution
+        r = self.window_size
         if x.shape[2:] != (side, side):
             raise ValueError(
                 f"the map is {x.shape[2]}×{x.shape[3]}, this attention was built for"
@@ -338,8 +340,7 @@ class EfficientViT(nn.Module):
         return self.forward_head(self.forward_features(images))
 
     def fuse(self) -> EfficientViT:
-        """A copy for inference: norms folded, 1×1 convolutions as matrix products, maps stored
-        channels last (see `refimpl.deploy`)."""
+        """A copy for inference, equal but for rounding (see `refimpl.deploy`)."""
         return deploy(self)
 
 
@@ -358,7 +359,8 @@ SHARED: Rules = [
 
 def later_stage(match: re.Match) -> str:
     """`blocks2.…` -> `stages.1.…`: three parts of the downsampling, then the blocks."""
-    stage, part = int(match[1]) - 1, match[2]
+    stage = int(match[1]) - 1
+    part = match[2]
     parts = {"0.0": "dw0", "0.1": "ffn0", "1": "merge", "2.0": "dw1", "2.1": "ffn1"}
     if part in parts:
         return f"stages.{stage}.downsample.{parts[part]}."

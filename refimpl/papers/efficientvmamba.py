@@ -62,7 +62,8 @@ def atrous_merge(y: Tensor, size: tuple[int, int]) -> Tensor:
 
     The inverse of `atrous_scan`.
     """
-    height, width = (size[0] + 1) // 2, (size[1] + 1) // 2
+    height = (size[0] + 1) // 2
+    width = (size[1] + 1) // 2
     if y.dim() != 4 or y.shape[1] != 4 or y.shape[3] != height * width:
         raise ValueError(
             f"y must be (batch, 4, channels, {height * width}) for a map of size={tuple(size)},"
@@ -85,7 +86,8 @@ def four_scans(
 
     x_proj: (4, R + 2·N, E); dt_proj: (4, E, R); dt_bias: (4, E); A: (4·E, N), < 0; D: (4·E,).
     """
-    rank, states = dt_proj.shape[2], A.shape[1]
+    rank = dt_proj.shape[2]
+    states = A.shape[1]
     dt, B, C = (x_proj @ s).split([rank, states, states], dim=2)  # B, C: (b, 4, N, l)
     dt = dt_proj @ dt + dt_bias[:, :, None]  # (b, 4, E, l)
     y = selective_scan(s.flatten(1, 2), dt.flatten(1, 2), A, B, C, D, delta_softplus=True)
@@ -203,17 +205,17 @@ class InvertedResidual(nn.Module):
     ):
         super().__init__()
         hidden_dim = expand_ratio * dim
-        self.conv_pw = ConvNorm(dim, hidden_dim)
-        self.conv_dw = ConvNorm(hidden_dim, hidden_dim, 3, groups=hidden_dim)
+        self.pw1 = ConvNorm(dim, hidden_dim)
+        self.dw = ConvNorm(hidden_dim, hidden_dim, 3, groups=hidden_dim)
         self.se = SqueezeExcite(hidden_dim, int(se_ratio * hidden_dim))
-        self.conv_pw2 = ConvNorm(hidden_dim, dim)
+        self.pw2 = ConvNorm(hidden_dim, dim)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.permute(0, 3, 1, 2)  # (b, dim, h, w)
-        y = F.relu(self.conv_pw(y))
-        y = F.relu(self.conv_dw(y))
-        y = self.conv_pw2(self.se(y))
+        y = F.relu(self.pw1(y))
+        y = F.relu(self.dw(y))
+        y = self.pw2(self.se(y))
         return x + self.drop_path(y.permute(0, 2, 3, 1))
 
 
@@ -335,8 +337,10 @@ NAMES: dict[str, Rules] = {
         (r"(^|\.)(op|self_attention)\.", r"\1scan."),
         (r"(^|\.)conv_reduce\.", r"\1fc1."),
         (r"(^|\.)conv_expand\.", r"\1fc2."),
-        (r"(^|\.)conv_(pw2?|dw)\.0\.", r"\1conv_\2.conv."),
-        (r"(^|\.)conv_(pw2?|dw)\.1\.", r"\1conv_\2.norm."),
+        (r"(^|\.)conv_pw\.", r"\1pw1."),
+        (r"(^|\.)conv_(pw2|dw)\.", r"\1\2."),
+        (r"(^|\.)(pw[12]|dw)\.0\.", r"\1\2.conv."),
+        (r"(^|\.)(pw[12]|dw)\.1\.", r"\1\2.norm."),
     ]
 }
 

@@ -51,8 +51,11 @@ def official_name(name: str) -> str:
     name = re.sub(r"^(norm|head)\.", r"classifier.\1.", name)
     name = re.sub(r"^(layers\.[2-9]\.\d+\.)se\.fc1\.", r"\1se.conv_reduce.", name)
     name = re.sub(r"^(layers\.[2-9]\.\d+\.)se\.fc2\.", r"\1se.conv_expand.", name)
-    name = re.sub(r"\.(conv_(pw2?|dw))\.conv\.", r".\1.0.", name)
-    name = re.sub(r"\.(conv_(pw2?|dw))\.norm\.", r".\1.1.", name)
+    name = re.sub(
+        r"\.(pw1|pw2|dw)\.(conv|norm)\.",
+        lambda m: f".conv_{m[1].replace('1', '')}.{int(m[2] == 'norm')}.",
+        name,
+    )
     return name.replace("scan.", "op.")
 
 

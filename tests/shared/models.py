@@ -90,7 +90,9 @@ def logits_of(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 def hooks_keep_what_layers_gave(build: Build, images: Tensor) -> None:
     """A forward hook's tensor is not written over later, and full backward hooks work."""
-    model, kept, called = build(), {}, set()
+    model = build()
+    kept = {}
+    called = set()
     for name, module in model.named_modules():
 
         def keep(module, args, output, name=name):
@@ -162,7 +164,8 @@ def autocast_runs_everywhere(build: Build, images: Tensor) -> None:
 def traced_and_exported_take_any_batch(build: Build, images: Tensor) -> None:
     """Recorded at batch 2, run at batch 1 and 3, with gradients wanted or not."""
     model = build()
-    two, batch = images[:1].expand(2, -1, -1, -1), torch.export.Dim("batch", min=1, max=64)
+    two = images[:1].expand(2, -1, -1, -1)
+    batch = torch.export.Dim("batch", min=1, max=64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's about Python numbers in checks of shapes
         traced = torch.jit.trace(model, two)
