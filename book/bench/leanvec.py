@@ -1,17 +1,21 @@
-"""Measure vector search: our LeanVec index beside exact search in NumPy, faiss and Intel's SVS, on the same vectors, in turns.
+"""Measure vector search: our LeanVec index beside exact search in NumPy, faiss and Intel's SVS.
 
     python book/bench/leanvec.py [--vectors 100000] [--rounds 5] [--no-graph]
 
-Writes `book/results/cpu/leanvec.json`. 100 000 unit vectors of 384 dimensions (1 000 clusters of intrinsic dimension 48, and noise), 2 000 held-out
-queries, inner product, one thread. For an index with a knob: the smallest settings that reach a recall@10 of 0.90 and 0.95. The peers
-(`pip install 'refimpl[peers]'`) are left out where they can't be imported. Building our graph takes minutes.
+Writes `book/results/cpu/leanvec.json` after every round. 100,000 unit vectors of 384 dimensions
+(1,000 clusters of intrinsic dimension 48, and noise), 2,000 held-out queries, inner product, one
+thread, all indexes in turns. For an index with a knob: the smallest settings that reach a recall@10
+of 0.90 and 0.95. The peers (`pip install 'refimpl[peers]'`) are left out where they can't be
+imported. Building our graph takes minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -22,12 +26,12 @@ from pathlib import Path
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+import torch
+from tqdm import tqdm
 
-from refimpl.lab import measure  # noqa: E402
-from refimpl.papers.leanvec import LeanVecIndex  # noqa: E402
+from refimpl.lab import measure
+from refimpl.papers.leanvec import LeanVecIndex
 
 ROOT = Path(__file__).resolve().parents[2]
 K, DIMS, DEGREE = 10, 96, 32
@@ -37,7 +41,10 @@ KNOBS = (10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
 def clustered(
     n: int, m: int, dim: int = 384, clusters: int = 1000, intrinsic: int = 48, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors (n, dim) and queries (m, dim), unit length, float32: points around cluster centres in a subspace, and noise in all of it."""
+    """Vectors (n, dim) and queries (m, dim) of unit length, float32.
+
+    Points around cluster centres in a subspace, and noise in all of the space.
+    """
     g = np.random.default_rng(seed)
     basis = g.standard_normal((intrinsic, dim)) / np.sqrt(intrinsic)
     centres = g.standard_normal((clusters, intrinsic))
@@ -53,10 +60,12 @@ def clustered(
 
 
 def exact_numpy(X: np.ndarray, Q: np.ndarray) -> np.ndarray:
-    """Ids (m, K) by inner product: a matrix product and a partial sort, 500 queries at a time so that the scores fit."""
-    return np.concatenate(
-        [np.argpartition(Q[i : i + 500] @ X.T, -K, axis=1)[:, -K:] for i in range(0, len(Q), 500)]
-    )
+    """Ids (m, K) by inner product: a matrix product and a partial sort of 500 queries at a time."""
+    found = []
+    for start in range(0, len(Q), 500):
+        scores = Q[start : start + 500] @ X.T
+        found.append(np.argpartition(scores, -K, axis=1)[:, -K:])
+    return np.concatenate(found)
 
 
 def recall(found: np.ndarray, truth: np.ndarray) -> float:
@@ -69,17 +78,20 @@ def timed(build):
 
 
 def ours(X: np.ndarray, graph: bool):
-    """Name, build seconds, bytes a vector, and search(queries, knob) of our index, scanning and (where built) walking the graph."""
-    index, seconds = timed(lambda: LeanVecIndex(DIMS, degree=0).build(X))
+    """Name, build seconds, bytes per vector, and search(queries, knob) of our index.
+
+    Scanning, and (where built) walking the graph.
+    """
+    index, seconds = timed(lambda: LeanVecIndex(DIMS, max_degree=0).build(X))
     yield (
         f"refimpl LeanVec {DIMS}, scan",
         seconds,
         index.bytes_per_vector,
-        lambda Q, knob: index.search(Q, K, window=knob)[0],
+        lambda Q, knob: index.search(Q, K, search_window=knob)[0],
     )
     if graph:
         walk, seconds = timed(
-            lambda: LeanVecIndex(DIMS, degree=DEGREE).build(
+            lambda: LeanVecIndex(DIMS, max_degree=DEGREE).build(
                 X, progress=lambda b: tqdm(b, desc="our graph", unit="batch")
             )
         )
@@ -87,7 +99,7 @@ def ours(X: np.ndarray, graph: bool):
             f"refimpl LeanVec {DIMS}, graph",
             seconds,
             walk.bytes_per_vector,
-            lambda Q, knob: walk.search(Q, K, window=knob)[0],
+            lambda Q, knob: walk.search(Q, K, search_window=knob)[0],
         )
 
 
@@ -122,7 +134,7 @@ def of_faiss(X: np.ndarray):
 
 
 def svs_compresses() -> bool:
-    """Whether SVS's LVQ and LeanVec run here: on a processor that is not Intel's they end the process with a message."""
+    """Whether SVS's LVQ and LeanVec run here: on other than Intel's processors they exit."""
     return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
 
 
@@ -151,33 +163,65 @@ def of_svs(X: np.ndarray):
                 index.search_window_size = knob
                 return index.search(Q, K)[0]
 
-            yield (
-                f"SVS {name}",
-                seconds,
-                size + 4 * DEGREE,
-                search,
-            )  # codes, constants and edges, computed
+            # bytes of codes, constants and edges, computed
+            yield f"SVS {name}", seconds, size + 4 * DEGREE, search
+
+
+def settings_that_reach(name: str, seconds: float, size: float, search, Q, truth) -> list[dict]:
+    """A row for the smallest knob that reaches each goal of recall; one row where they agree."""
+    rows = []
+    goals = [0.90, 0.95]
+    for knob in KNOBS:
+        fraction = recall(search(Q, knob), truth)
+        if goals and fraction >= goals[0]:
+            row = {"index": name, "knob": knob, "recall": fraction, "build_seconds": seconds}
+            rows.append(row | {"bytes": size, "search": functools.partial(search, Q, knob)})
+            goals = [goal for goal in goals if fraction < goal]
+        if not goals:
+            break
+    return rows
+
+
+def measured(rows: list[dict], seconds: list[list[float]], queries: int) -> list[dict]:
+    """The rows with their rates; ratios are those of one round, NumPy's time by the index's own."""
+    found = []
+    for row, times in zip(rows, seconds, strict=True):
+        ratios = [numpy / own for numpy, own in zip(seconds[0], times, strict=True)]
+        shown = {name: value for name, value in row.items() if name != "search"}
+        shown["qps"] = queries / statistics.median(times)
+        shown["ratio_to_numpy"] = statistics.median(ratios)
+        shown["low"] = min(ratios)
+        shown["high"] = max(ratios)
+        found.append(shown)
+    return found
+
+
+def versions() -> dict[str, str]:
+    modules = {"numpy": "numpy", "torch": "torch", "faiss-cpu": "faiss", "scalable-vs": "svs"}
+    there = [package for package, module in modules.items() if importlib.util.find_spec(module)]
+    return {package: importlib.metadata.version(package) for package in there}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    output = ROOT / "book" / "results" / "cpu" / "leanvec.json"
     parser.add_argument("--vectors", type=int, default=100_000, metavar="N")
-    parser.add_argument(
-        "--queries", type=int, default=2_000, metavar="M", help="searched in one batch"
-    )
+    parser.add_argument("--queries", type=int, default=2_000, metavar="M", help="in one batch")
     parser.add_argument("--rounds", type=int, default=5, help="rounds in turns")
     parser.add_argument(
         "--no-graph", action="store_true", help="leave our graph out: it takes minutes to build"
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=ROOT / "book" / "results" / "cpu" / "leanvec.json",
-        metavar="FILE",
-    )
+    parser.add_argument("--output", type=Path, default=output, metavar="FILE")
     arguments = parser.parse_args()
+    part = Path(f"{arguments.output}.part")
+    try:  # before minutes of work
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text("", encoding="utf-8")
+        part.unlink()
+    except OSError as error:
+        parser.error(f"results can't be written: {error}")
     torch.set_num_threads(1)
     X, Q = clustered(arguments.vectors, arguments.queries)
     truth = exact_numpy(X, Q)
@@ -185,74 +229,33 @@ def main() -> None:
     sources = [ours(X, not arguments.no_graph)]
     sources += [of_faiss(X)] if importlib.util.find_spec("faiss") else []
     sources += [of_svs(X)] if importlib.util.find_spec("svs") else []
-    rows = [
-        {
-            "index": "NumPy, exact",
-            "knob": None,
-            "recall": 1.0,
-            "build_seconds": 0.0,
-            "bytes": 4.0 * X.shape[1],
-            "search": lambda: exact_numpy(X, Q),
-        }
-    ]
-    for name, seconds, size, search in (entry for source in sources for entry in source):
-        reached = set()
-        for knob in KNOBS:
-            share = recall(search(Q, knob), truth)
-            for goal in {0.90, 0.95} - reached:
-                if share >= goal:
-                    reached.add(goal)
-                    if not any(r["index"] == name and r["knob"] == knob for r in rows):
-                        row = {
-                            "index": name,
-                            "knob": knob,
-                            "recall": share,
-                            "build_seconds": seconds,
-                            "bytes": size,
-                        }
-                        rows.append(
-                            row | {"search": lambda search=search, knob=knob: search(Q, knob)}
-                        )
-            if len(reached) == 2:
-                break
-        print(f"{name}: built in {seconds:.1f} s, {size:.0f} bytes a vector")
+    exact = {"index": "NumPy, exact", "knob": None, "recall": 1.0, "build_seconds": 0.0}
+    rows = [exact | {"bytes": 4.0 * X.shape[1], "search": functools.partial(exact_numpy, X, Q)}]
+    for name, seconds, size, search in itertools.chain(*sources):
+        rows += settings_that_reach(name, seconds, size, search, Q, truth)
+        print(f"{name}: built in {seconds:.1f} s, {size:.0f} bytes per vector")
 
-    seconds = [[] for _ in rows]
-    for turn in tqdm(range(arguments.rounds), unit="round", desc="in turns"):
-        for i in range(len(rows))[:: 1 if turn % 2 == 0 else -1]:
-            seconds[i].append(timed(rows[i]["search"])[1])
-    for row, times in zip(rows, seconds, strict=True):
-        del row["search"]
-        ratios = [numpy / own for numpy, own in zip(seconds[0], times, strict=True)]
-        row |= {
-            "qps": len(Q) / statistics.median(times),
-            "ratio_to_numpy": statistics.median(ratios),
-            "low": min(ratios),
-            "high": max(ratios),
-        }
-        rate = f"{row['qps']:>8,.0f} queries/s {row['ratio_to_numpy']:>6.1f}x"
-        print(
-            f"{row['index']:<28} {row['knob'] or '':>4} recall {row['recall']:.3f} {rate} {row['bytes']:>6.0f} bytes"
-        )
-    modules = {"numpy": "numpy", "torch": "torch", "faiss-cpu": "faiss", "scalable-vs": "svs"}
-    versions = {
-        package: importlib.metadata.version(package)
-        for package, module in modules.items()
-        if importlib.util.find_spec(module)
-    }
     result = {
         "machine": measure.machine() | {"threads": 1},
-        "versions": versions,
+        "versions": versions(),
         "vectors": len(X),
         "dim": X.shape[1],
         "queries": len(Q),
         "k": K,
-        "rows": rows,
     }
     if importlib.util.find_spec("svs") and not svs_compresses():
         result["left_out"] = "LVQ and LeanVec of scalable-vs run on Intel processors only"
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    seconds = [[] for _ in rows]
+    for turn in tqdm(range(arguments.rounds), unit="round", desc="in turns"):
+        for i in range(len(rows))[:: 1 if turn % 2 == 0 else -1]:
+            seconds[i].append(timed(rows[i]["search"])[1])
+        result["rows"] = measured(rows, seconds, len(Q))
+        part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, arguments.output)  # after each round: what is measured is not lost
+    for row in result["rows"]:
+        rate = f"{row['qps']:>8,.0f} queries/s {row['ratio_to_numpy']:>6.1f}x"
+        setting = f"{row['index']:<28} {row['knob'] or '':>4}"
+        print(f"{setting} recall {row['recall']:.3f} {rate} {row['bytes']:>6.0f} bytes")
     print(f"-> {arguments.output}")
 
 

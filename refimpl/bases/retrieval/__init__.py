@@ -1,1 +1,2 @@
-"""Vector search: vectors stored in few bytes (`lvq`), and a graph that finds near ones (`vamana`)."""
+"""Vector search: vectors in few bytes (`lvq`), under a metric (`metric`), found by comparing all
+(`scan`) or by walking a graph (`vamana`)."""
