@@ -135,6 +135,11 @@ VERDICTS = {
     "inconclusive": ("≈", "open"),
     "not tested here": ("–", "open"),
 }
+KINDS = {  # of claims, as a reader is told
+    "identity": "exact",
+    "miniature": "by a small experiment",
+    "out_of_reach": "out of reach here",
+}
 
 
 def verdict(name: str) -> str:
@@ -143,6 +148,17 @@ def verdict(name: str) -> str:
     return (
         f'<span class="verdict {tone}"><span aria-hidden="true">{sign}</span> {escape(name)}</span>'
     )
+
+
+def sign(name: str) -> str:
+    """A verdict as its sign alone, in its colour; words stand beside it or in a label."""
+    shown, tone = VERDICTS.get(name, ("–", "open"))
+    return f'<span class="sign {tone}" aria-hidden="true">{shown}</span>'
+
+
+def legend() -> str:
+    """What the signs mean."""
+    return ", ".join(f"{sign(name)} {name}" for name in VERDICTS)
 
 
 def mark(good: bool, text: str) -> str:

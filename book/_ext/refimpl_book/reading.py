@@ -272,6 +272,8 @@ def in_package(place: Place) -> str:
     module = html.link(
         place.to(f"book/api/refimpl.papers.{stem}"), f"<code>refimpl.papers.{stem}</code>"
     )
+    if sources.placeholder():
+        return module
     code = html.link(sources.source_link(f"refimpl/papers/{stem}.py"), "source")
     tests = html.link(sources.source_link(f"tests/papers/test_{stem}.py"), "tests")
     return f"{module} · {code} · {tests}"
@@ -279,15 +281,11 @@ def in_package(place: Place) -> str:
 
 def doors(stem: str) -> list[str]:
     """Where else the chapter can be opened."""
-    owner_name = sources.repository().removeprefix("https://github.com/")
-    colab = (
-        f"https://colab.research.google.com/github/{owner_name}/blob/main/notebooks/{stem}.ipynb"
-    )
     download = f"../_sources/notebooks/{stem}.ipynb"
-    return [
-        f'<a class="door" href="{colab}">Open in Colab</a>',
-        f'<a class="door" href="{download}" download>Download</a>',
-    ]
+    found = [f'<a class="door" href="{download}" download>Download</a>']
+    if not sources.placeholder():
+        found.insert(0, f'<a class="door" href="{sources.colab(stem)}">Open in Colab</a>')
+    return found
 
 
 # -- reading

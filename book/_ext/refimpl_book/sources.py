@@ -38,6 +38,18 @@ def source_link(path: str) -> str:
     return f"{repository()}/blob/main/{path}"
 
 
+def placeholder() -> bool:
+    """Whether the repository's address is still the one of the template."""
+    return repository().split("/")[-2] == "OWNER"
+
+
+def colab(stem: str) -> str:
+    """Where a chapter opens in Colab."""
+    owner, name = repository().split("/")[-2:]
+    place = f"{owner}/{name}/blob/main/notebooks/{stem}.ipynb"
+    return f"https://colab.research.google.com/github/{place}"
+
+
 def published() -> str:
     """Where GitHub Pages serves the book."""
     owner, name = repository().split("/")[-2:]
@@ -83,13 +95,15 @@ def operations() -> list[str]:
 
 @dataclass
 class Chapter:
-    """What a stored notebook says about itself in its outputs' metadata, and its first figure."""
+    """What a stored notebook says about itself in its outputs, and its picture."""
 
     stem: str
     claims: list[dict] = field(default_factory=list)
     stamp: dict = field(default_factory=dict)
-    figure: str = ""  # base64 of the first PNG
+    figure: str = ""  # base64 of the PNG tagged `chapter-picture`, else of the first
     alt: str = ""
+    drawings: str = ""  # the same figure, packed by `refimpl.viz.drawing`
+    explorer: str = ""  # HTML of the first attention explorer
 
 
 @cache
@@ -99,15 +113,27 @@ def chapter(stem: str) -> Chapter | None:
     if not path.exists():
         return None
     found = Chapter(stem)
+    tagged = False
     for cell in read_json(path)["cells"]:
-        alt = cell.get("metadata", {}).get("mystnb", {}).get("image", {}).get("alt", "")
+        chosen = "chapter-picture" in cell.get("metadata", {}).get("tags", [])
         for output in cell.get("outputs", []):
-            if not found.figure and "image/png" in output.get("data", {}):
-                found.figure, found.alt = "".join(output["data"]["image/png"]), alt
-            said = output.get("metadata", {}).get("refimpl", {})
+            data, about = output.get("data", {}), output.get("metadata", {})
+            if "image/png" in data and (not found.figure or (chosen and not tagged)):
+                tagged = chosen
+                found.figure = "".join(data["image/png"])
+                found.alt = alternative_text(cell)
+                found.drawings = about.get("image/png", {}).get("refimpl", {}).get("drawings", "")
+            shown = "".join(data.get("text/html", ""))
+            if 'class="attention-explorer"' in shown and not found.explorer:
+                found.explorer = shown
+            said = about.get("refimpl", {})
             found.claims += said.get("claims", [])
             found.stamp = said.get("stamp", found.stamp)
     return found
+
+
+def alternative_text(cell: dict) -> str:
+    return cell.get("metadata", {}).get("mystnb", {}).get("image", {}).get("alt", "")
 
 
 def written(stem: str) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import re
+import posixpath
 from pathlib import Path
 
+from bs4 import BeautifulSoup, Tag
 from docutils import nodes
 
 from refimpl_book import ROOT, html, icons, sources
@@ -31,7 +32,8 @@ def finish_page(app, pagename, templatename, context, doctree):
     context["script_files"] = [s for s in context["script_files"] if is_wanted(s)]
     context["css_files"] = [s for s in context["css_files"] if is_wanted(s)]
     if "generate_toctree_html" in context:
-        context["generate_toctree_html"] = named_tree(context["generate_toctree_html"], pagename)
+        generate = context["generate_toctree_html"]
+        context["generate_toctree_html"] = named_tree(generate, pagename, context["pathto"])
     body = context.get("body", "")
     for found, instead in REPAIRS.items():
         body = body.replace(found, instead)
@@ -47,35 +49,61 @@ def is_wanted(file) -> bool:
     return not any(word in name for word in UNWANTED) and "thebe" not in inline
 
 
-# A link of the sidebar: its tag, text and end; and the same before the arrow of a folding part.
-CHAPTER_LINK = re.compile(
-    r'(?P<tag><a class="[^"]*reference internal" href="(?:[^"]*notebooks/(?P<stem>\w+)\.html|#)"'
-    r"[^>]*>)(?P<text>(?:(?!</a>).)*)(?P<end></a>)",
-    re.S,
-)
-FOLDING_LINK = re.compile(
-    r'(?P<tag><a class="[^"]*reference internal"[^>]*>)(?P<text>(?:(?!</a>).)*)'
-    r"(?P<end></a><details[^>]*><summary)>",
-    re.S,
-)
+def named_tree(generate, pagename: str, pathto):
+    """The sidebar: arrows say what they fold, chapters go by short names, planned papers stand in.
 
-
-def named_tree(generate, pagename: str):
-    """The sidebar's arrows say what they fold; chapters go by their papers' short names."""
-    names = {paper.stem: html.escape(paper.name) for paper in sources.papers()}
-
-    def short(link: re.Match) -> str:
-        stem = link["stem"] or pagename.removeprefix("notebooks/")  # "#" is the page itself
-        return f"{link['tag']}{names[stem]}{link['end']}" if stem in names else link[0]
-
-    def labelled(link: re.Match) -> str:
-        return f'{link[0][:-1]} aria-label="Pages of {html.escape(html.plain(link["text"]))}">'
+    generate: the theme's function that writes the tree; pathto: from this page to another.
+    """
+    names = {paper.stem: paper.name for paper in sources.papers()}
 
     def generated(*args, **kwargs):
-        tree = CHAPTER_LINK.sub(short, str(generate(*args, **kwargs)))
-        return FOLDING_LINK.sub(labelled, tree)
+        tree = BeautifulSoup(str(generate(*args, **kwargs)), "html.parser")
+        for item in tree.select("li.toctree-l1"):
+            name_part(tree, item)
+        return str(tree)
+
+    def name_part(tree: BeautifulSoup, item: Tag) -> None:
+        link = item.find("a")
+        docname = docname_of(link["href"])
+        for chapter in item.select("li.toctree-l2 > a"):
+            stem = docname_of(chapter["href"]).removeprefix("notebooks/")
+            if stem in names:
+                chapter.string = names[stem]
+        key = docname.removeprefix("book/parts/")
+        if key in sources.parts():
+            add_planned(tree, item, key)
+        if item.summary:
+            item.summary["aria-label"] = f"Pages of {link.get_text()}"
+
+    def docname_of(address: str) -> str:
+        """`../book/ledger.html` and `#`, from this page, to `book/ledger` and this page."""
+        if address.startswith("#"):
+            return pagename
+        return posixpath.normpath(posixpath.join(posixpath.dirname(pagename), address[:-5]))
+
+    def add_planned(tree: BeautifulSoup, item: Tag, key: str) -> None:
+        planned = [p for p in sources.papers() if p.part == key and not sources.written(p.stem)]
+        if not planned:
+            return
+        if not item.ul:
+            item["class"] = [*item["class"], "has-children"]
+            opened = "open" if pagename == f"book/parts/{key}" else ""
+            item.append(BeautifulSoup(FOLD.format(opened=opened), "html.parser"))
+        for paper in planned:
+            entry = tree.new_tag("li", attrs={"class": "toctree-l2 planned"})
+            address = f"{pathto(f'book/parts/{key}')}#{paper.stem}"
+            link = tree.new_tag("a", attrs={"class": "reference internal", "href": address})
+            link.string = paper.name
+            entry.append(link)
+            item.ul.append(entry)
 
     return generated
+
+
+FOLD = (
+    '<details {opened}><summary><span class="toctree-toggle" role="presentation">'
+    '<i class="fa-solid fa-chevron-down"></i></span></summary><ul></ul></details>'
+)
 
 
 def evidence_dates(app, doctree):
@@ -142,3 +170,4 @@ def setup(app):
     app.connect("html-page-context", finish_page, priority=900)
     app.connect("build-finished", front_door)
     app.add_js_file("refimpl.js", loading_method="defer")
+    app.add_css_file("pages.css", priority=900)
