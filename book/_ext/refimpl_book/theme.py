@@ -91,7 +91,7 @@ def named_tree(generate, pagename: str, pathto):
             item.append(BeautifulSoup(FOLD.format(opened=opened), "html.parser"))
         for paper in planned:
             entry = tree.new_tag("li", attrs={"class": "toctree-l2 planned"})
-            address = f"{pathto(f'book/parts/{key}')}#{paper.stem}"
+            address = f"{pathto(f'book/parts/{key}').removesuffix('#')}#{paper.stem}"
             link = tree.new_tag("a", attrs={"class": "reference internal", "href": address})
             link.string = paper.name
             entry.append(link)
