@@ -1,4 +1,7 @@
-"""The sandbox against programs that misbehave. Every program here is bounded in itself, so that a failing defence can't take the machine down."""
+"""The sandbox against programs that misbehave.
+
+Every program here is bounded in itself, so that a failing defence can't take the machine down.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ LINUX = sys.platform == "linux"
 FILTERED = LINUX and os.uname().machine == "x86_64"
 SECONDS = 2.0
 
-# name -> (program, statuses that are an honest verdict). CANARY stands for a folder that everybody may write to.
+# name -> (program, statuses that are an honest verdict). CANARY stands for a folder that everybody
+# may write to.
 HOSTILE = {
     "endless loop that swallows exceptions": (
         """
@@ -134,7 +138,8 @@ HOSTILE = {
         import os, sys
         def f(x):
             frame = sys._getframe(1)
-            os.write(frame.f_locals['results'], b'{"status": "ok", "value": true, "seconds": 0.0}\\n')
+            forged = b'{"status": "ok", "value": true, "seconds": 0.0}\\n'
+            os.write(frame.f_locals['results'], forged)
             os._exit(0)""",
         "ok",
     ),
@@ -142,16 +147,25 @@ HOSTILE = {
         """
         import os, sys
         def f(x):
-            os.write(sys._getframe(1).f_locals['results'], b'{"status": "ok", "value": "forged"}\\n{"status": "ok"')
+            forged = b'{"status": "ok", "value": "forged"}\\n{"status": "ok"'
+            os.write(sys._getframe(1).f_locals['results'], forged)
             while True: pass""",
         "timeout ok",
     ),
     "forged status": (
-        "import os, sys\ndef f(x):\n    os.write(sys._getframe(1).f_locals['results'], b'{\"status\": \"passed\"}\\n')\n    os._exit(0)",
+        """
+        import os, sys
+        def f(x):
+            os.write(sys._getframe(1).f_locals['results'], b'{"status": "passed"}\\n')
+            os._exit(0)""",
         "output",
     ),
     "forged nesting": (
-        "import os, sys\ndef f(x):\n    os.write(sys._getframe(1).f_locals['results'], b'[' * 100_000 + b'\\n')\n    os._exit(0)",
+        """
+        import os, sys
+        def f(x):
+            os.write(sys._getframe(1).f_locals['results'], b'[' * 100_000 + b'\\n')
+            os._exit(0)""",
         "output",
     ),
     "os._exit(0)": ("import os\ndef f(x):\n    os._exit(0)", "exit"),
@@ -192,7 +206,9 @@ HOSTILE = {
         """
         import os
         def f(x):
-            for how, args in (open, ('a', 'w')), (os.open, ('b', os.O_CREAT | os.O_RDWR)), (os.mkdir, ('c',)), (os.mkfifo, ('d',)):
+            create = os.O_CREAT | os.O_RDWR
+            tries = (open, 'aw'), (os.open, ('b', create)), (os.mkdir, 'c'), (os.mkfifo, 'd')
+            for how, args in tries:
                 try: how('CANARY/' + args[0], *args[1:])
                 except BaseException: pass
             return x""",
@@ -446,7 +462,7 @@ def test_hostile(name, tmp_path):
 
 
 def test_compiling_is_bounded():
-    """A program can cost much before it runs. The bound counts CPU time, so a busy machine refuses nobody."""
+    """A program can cost much before it runs. The bound counts CPU time: busy machines are fair."""
     slow = (
         "def f():\n    return 1\n"
         + "def g():\n    return [i * 2 for i in range(3) if i]\n" * 300_000
@@ -468,8 +484,14 @@ def test_details_say_what_was_tried():
 
 
 def test_clock_belongs_to_the_caller():
-    """A program that patches every clock, and one that reports its result early, are timed all the same."""
-    slow = "import time\nsleep = time.sleep\ntime.perf_counter = time.time = lambda: 0.0\ndef f():\n    sleep(0.3)\n    return 1"
+    """Programs that patch every clock, or report their result early, are timed all the same."""
+    slow = """
+import time
+sleep = time.sleep
+time.perf_counter = time.time = lambda: 0.0
+def f():
+    sleep(0.3)
+    return 1"""
     assert run(slow, "f", ()).seconds >= 0.3
     early = """
 import os, sys, time
@@ -484,7 +506,7 @@ def f():
 
 
 def test_forged_result_is_only_another_output():
-    """The answer is not in the child, so a forged message can claim an output but not the right one, and no time at all."""
+    """The answer is not in the child: a forgery can claim an output, not the right one, nor a time."""
     code, _ = HOSTILE["forged result"]
     result = run(textwrap.dedent(code), "f", (7,))
     assert result.value is True and result.seconds > 0
@@ -512,7 +534,14 @@ def test_large_arguments_and_outputs():
 
 def test_recovers_after_every_kind_of_end():
     program = Program(
-        "import os\ndef f(x):\n    if x == 0: os._exit(1)\n    if x == 1:\n        while True: pass\n    if x == 2: return 1 / 0\n    return x",
+        """
+import os
+def f(x):
+    if x == 0: os._exit(1)
+    if x == 1:
+        while True: pass
+    if x == 2: return 1 / 0
+    return x""",
         "f",
     )
     with program:
@@ -539,8 +568,11 @@ def test_layers_are_reported():
 
 
 def test_never_root():
-    code = "import os\ndef f():\n    return os.getuid(), os.geteuid(), os.getgid(), sorted(os.environ), os.getpid() == os.getpgid(0) if False else True"
-    uid, euid, gid, environment, _ = run(code, "f", ()).value
+    code = """
+import os
+def f():
+    return os.getuid(), os.geteuid(), os.getgid(), sorted(os.environ)"""
+    uid, euid, gid, environment = run(code, "f", ()).value
     assert 0 not in (uid, euid, gid) or os.getuid() != 0
     assert uid == euid and set(environment) <= {"LC_CTYPE", "__CF_USER_TEXT_ENCODING"}
 
@@ -571,6 +603,68 @@ def alone(script: str) -> list[str]:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
+
+
+# Right programs that import what the fork server has not loaded before.
+IMPORTS = {
+    "csv": "import csv, io\ndef f():\n    return list(csv.reader(io.StringIO('a,b')))[0][1]",
+    "logging": "import logging\ndef f():\n    return logging.getLevelName(30)",
+    "uuid": "import uuid\ndef f():\n    return uuid.UUID(int=7).int",
+    "strptime": """
+from datetime import datetime
+def f():
+    return datetime.strptime('26 Nov 2026', '%d %b %Y').month""",
+    "a package": "def f():\n    from xml.dom import minidom as m\n    return m.Document().nodeName",
+    "C code": "def f():\n    import lzma\n    return lzma.decompress(lzma.compress(b'x'))",
+    "a codec": "def f():\n    return 'ß'.encode('cp1252')",
+}
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_whole_standard_library_wherever_python_lies(name):
+    """Also as root with Python in root's home, which the unprivileged user can't enter."""
+    answers = ["b", "WARNING", 7, 11, "#document", b"x", b"\xdf"]
+    result = run(IMPORTS[name], "f", ())
+    assert (result.status, result.value) == ("ok", dict(zip(IMPORTS, answers, strict=True))[name])
+
+
+def test_library_that_cannot_be_read_is_refused(monkeypatch):
+    """Rather no verdict than a wrong one: nothing scores zero because of where Python lies."""
+    monkeypatch.setattr(sandbox.os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="can't read /somewhere; use a Python outside"):
+        sandbox.readable_library("/somewhere", 0)
+
+
+@pytest.mark.skipif(not LINUX, reason="lowers Linux's limits")
+def test_lower_hard_limits_are_kept():
+    """A container may allow less than is wished: then that, and no refusal."""
+    script = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
+resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))
+from refimpl.bases.programs.sandbox import run
+limits = "import os\\ndef f():\\n    return bytearray({1 << 29}) and 1"
+print(run("def f():\\n    return 7", "f", (), seconds=60, memory=1 << 30).value)
+print(run(limits, "f", (), memory=1 << 30).status)"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=Path(sandbox.__file__).parents[3],
+        timeout=60,
+    )
+    assert done.stdout.split() == ["7", "memory"], done.stderr
+
+
+def test_system_calls_have_their_numbers():
+    header = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
+    if not header.exists():
+        pytest.skip("Linux's header files are not installed")
+    lines = [line.split() for line in header.read_text().splitlines() if "__NR_" in line]
+    numbers = {words[1].removeprefix("__NR_"): int(words[2]) for words in lines if len(words) == 3}
+    assert sandbox.system_calls("x86_64").items() <= numbers.items()
+    assert sandbox.system_calls("a machine of tomorrow") == {}
 
 
 @pytest.mark.skipif(not FILTERED, reason="the system-call filter is for Linux on x86-64")
@@ -627,7 +721,7 @@ program.call((), seconds=30)"""
     )
     folder = caller.stdout.readline().strip()
     time.sleep(0.5)
-    assert len(left_behind(folder)) == 2  # the keeper and its fork
+    assert len(left_behind(folder)) == 2  # the fork server and its fork
     caller.kill()
     caller.wait()
     end = time.perf_counter() + 2
@@ -650,7 +744,7 @@ def test_interrupted_call_leaves_no_child():
             program.call((), seconds=20)
     finally:
         signal.signal(signal.SIGALRM, previous)
-    assert program.keeper is None and not os.path.exists(program.folder)
+    assert program.server is None and not os.path.exists(program.folder)
     if LINUX:
         assert left_behind(program.folder) == []
 
@@ -756,7 +850,7 @@ def test_system_without_fork(monkeypatch):
         Program("x", "f")
 
 
-def test_keeper_that_cannot_drop_privileges_refuses(monkeypatch, tmp_path):
+def test_fork_server_that_cannot_drop_privileges_refuses(monkeypatch, tmp_path):
     """As root without an unprivileged user to become, nothing is run."""
     broken = tmp_path / "sandbox.py"
     source = Path(sandbox.__file__).read_text()
@@ -782,7 +876,11 @@ def test_interpreter_that_does_not_start_leaves_nothing(monkeypatch, tmp_path):
 
 
 def test_forgotten_program_leaves_nothing():
-    script = "from refimpl.bases.programs.sandbox import Program\np = Program('def f():\\n    return 1', 'f')\np.call(())\nprint(p.folder)"
+    script = """
+from refimpl.bases.programs.sandbox import Program
+p = Program('def f():\\n    return 1', 'f')
+p.call(())
+print(p.folder)"""
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
