@@ -1,10 +1,12 @@
-"""Pictures: the house style keeps its promises, maps are where they belong, the explorer works in a browser."""
+"""Pictures: the house style keeps its promises, maps are where they belong, explorers answer."""
 
 from __future__ import annotations
 
 import base64
+import copy
 import html
 import json
+import pickle
 import re
 import shutil
 import zlib
@@ -13,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_pre_hooks
 
+import refimpl
 from refimpl import golden
 from refimpl.lab import data, measure
 from refimpl.layers import Layout, Probe, attention_map
@@ -38,7 +42,7 @@ def styled():
 
 
 def test_text_can_be_read_in_either_theme():
-    """The paper is opaque, so the theme behind a figure does not matter; on it all text has 4.5:1 and every line 3:1."""
+    """The paper is opaque, whatever theme is behind it; on it text has 4.5:1 and every line 3:1."""
     fig, ax = charts.figure()
     assert matplotlib.colors.to_hex(fig.get_facecolor(), keep_alpha=True) == charts.PAPER + "ff"
     for name in ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"):
@@ -63,7 +67,9 @@ def test_text_can_be_read_in_either_theme():
 
 
 def test_dark_twin_keeps_the_contrast():
-    dark = lambda colour: charts.from_oklab(charts.turn(charts.to_oklab(charts.rgb(colour))))  # noqa: E731
+    def dark(colour: str) -> np.ndarray:
+        return charts.from_oklab(charts.turn(charts.to_oklab(charts.rgb(colour))))
+
     assert np.abs(dark(charts.PAPER) - charts.rgb(charts.DARK_PAGE)).max() < 0.01
     assert min(charts.contrast(dark(c), charts.DARK_PAGE) for c in (charts.INK, charts.SOFT)) >= 4.5
     assert min(charts.contrast(dark(c), charts.DARK_PAGE) for c in charts.PALETTE) >= 3
@@ -75,20 +81,17 @@ def test_dark_twin_keeps_the_contrast():
 @pytest.mark.parametrize("titles", [["one"], ["one\ntwo"], ["one\ntwo\nthree"]])
 @pytest.mark.parametrize("columns", [1, 3, 4, 6])
 def test_boxes_are_where_the_pictures_are(titles, columns):
-    """To the pixel, though the layout settles over several passes: else the dark page would show a light line at a photograph's edge."""
+    """To the pixel, though the layout settles over several passes.
+
+    Else the dark page would show a light line at a photograph's edge.
+    """
     import io
 
     from PIL import Image
 
-    picture = Image.open(
-        io.BytesIO(
-            charts.png(
-                charts.image_grid(
-                    [np.full((8, 8), 0.5)] * columns * 2, titles * columns, columns, "gray", (0, 1)
-                )
-            )
-        )
-    )
+    grey = [np.full((8, 8), 0.5)] * columns * 2
+    fig = charts.image_grid(grey, titles * columns, columns, "gray", (0, 1))
+    picture = Image.open(io.BytesIO(charts.png(fig)))
     inside = np.zeros(picture.size[::-1], bool)
     for left, top, right, bottom in json.loads(picture.info["pictures"]):
         inside[top:bottom, left:right] = True
@@ -251,7 +254,7 @@ def test_charts_refuse(call):
 
 
 class Windows(nn.Module):
-    """A toy layer: attention in padded windows, one call of its probe per head, as cascaded group attention does."""
+    """A toy layer: attention in padded windows, one call of its probe per head."""
 
     def __init__(self, dim: int = 8, heads: int = 2, window: int = 3):
         super().__init__()
@@ -286,16 +289,18 @@ class Global(nn.Module):
         self.probe = Probe(Layout(grid, prefix=1, key_grid=keys))
         self.qkv, self.heads, self.pool = nn.Linear(dim, 3 * dim), heads, pool
 
+    def per_head(self, x: Tensor) -> Tensor:
+        """(b, n, c) -> queries, keys, values (3, b, heads, n, d)."""
+        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
     def forward(self, x: Tensor) -> Tensor:
         b, h, w, c = x.shape
         patches = x.flatten(1, 2)
         keys = nn.functional.avg_pool2d(x.permute(0, 3, 1, 2), self.pool).flatten(2).transpose(1, 2)
         first = patches.mean(1, keepdim=True)
-        split = lambda t: t.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # noqa: E731
-        q, _, _ = self.qkv(torch.cat([first, patches], 1)).chunk(3, -1)
-        _, k, v = self.qkv(torch.cat([first, keys], 1)).chunk(3, -1)
-        q, k, v = map(split, (q, k, v))
-        self.probe(lambda: attention_map(q, k))
+        q, _, _ = self.per_head(torch.cat([first, patches], 1))
+        _, k, v = self.per_head(torch.cat([first, keys], 1))
+        self.probe(lambda: attention_map(q, k), (h, w))
         return attend(q, k, v).transpose(1, 2).flatten(2)[:, 1:].reshape(b, h, w, c)
 
 
@@ -324,6 +329,11 @@ def test_recording_changes_nothing(model):
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
+def listens(model: nn.Module) -> bool:
+    """Whether anything is called besides the modules themselves."""
+    return bool(_global_forward_pre_hooks) or any(m._forward_pre_hooks for m in model.modules())
+
+
 def test_recording_ends_with_an_error_and_nests():
     model = Global()
     with attention.record(model) as outer:
@@ -331,16 +341,79 @@ def test_recording_ends_with_an_error_and_nests():
             model(torch.randn(1, 2, 2, 8))
             raise RuntimeError
         model(torch.randn(1, 2, 2, 8))
-    assert (
-        len(inner) == len(outer) == 1
-        and not model.probe._forward_pre_hooks
-        and not model._forward_pre_hooks
-    )
+    assert len(inner) == 1 and len(outer) == 2, "both listen while both are open"
+    assert not listens(model)
     with (
         pytest.raises(ValueError, match="Linear has no attention"),
         attention.record(nn.Linear(1, 1)),
     ):
         pass
+
+
+@pytest.mark.parametrize("made_by", ["deepcopy", "pickle", "fuse"])
+def test_copies_made_while_recording_do_not_record(made_by):
+    """Neither then nor afterwards; the model itself records on."""
+    torch.manual_seed(0)
+    model = refimpl.create_model("deit_tiny", img_size=32, depth=2).eval()
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad(), attention.record(model) as maps:
+        model(images)
+        if made_by == "deepcopy":
+            twin = copy.deepcopy(model)
+        elif made_by == "pickle":
+            twin = pickle.loads(pickle.dumps(model))
+        else:
+            twin = model.fuse()
+        twin(images)
+        assert len(maps) == 2
+        model(images)
+        assert len(maps) == 4
+    with torch.no_grad(), attention.record(twin) as own:
+        twin(images)
+    assert len(maps) == 4 and len(own) == 2
+    twin(images)
+    assert len(own) == 2 and not listens(nn.ModuleList(model.modules()))
+
+
+def test_a_compiled_model_is_recorded_as_written():
+    """Before and after its compiled form has run, which does not record for ever."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Global(), Windows()).eval()
+    x = torch.randn(2, 4, 6, 8)
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        with attention.record(compiled) as early:
+            wanted = compiled(x)
+        compiled(x)
+        with attention.record(compiled) as late:
+            assert torch.equal(compiled(x), wanted)
+        with attention.record(model) as own:
+            model(x)
+        compiled(x)
+    assert [m.name for m in early] == [m.name for m in late] == [m.name for m in own] == ["0", "1"]
+    for a, b in zip(late, own, strict=True):
+        assert torch.equal(a.weights, b.weights)
+
+
+class Many(nn.Module):
+    """A toy layer that shows several maps, each to a probe of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.probes = nn.ModuleList(Probe() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for probe in self.probes:
+            probe(lambda: x.softmax(-1))
+        return x
+
+
+def test_probes_in_a_list_belong_to_the_layer_that_calls_them():
+    model = nn.Sequential(Many())
+    with attention.record(model) as maps:
+        for _ in range(2):
+            model(torch.randn(1, 1, 4, 4))
+    assert [(m.name, m.heads) for m in maps] == [("0", 1)] * 4
 
 
 def test_heads_of_one_pass_merge_and_passes_stay_apart():
@@ -435,13 +508,10 @@ def test_entropy():
 
 
 def test_non_locality():
-    """The grid's mean distance for a uniform map (the figures of ConViT's sheet), 0 for the identity, 1 for a neighbour."""
-    assert attention.non_locality(torch.full((1, 1, 196, 196), 1 / 196)).item() == pytest.approx(
-        7.281, abs=5e-4
-    )
-    assert attention.non_locality(torch.full((1, 1, 64, 64), 1 / 64)).item() == pytest.approx(
-        4.136, abs=5e-4
-    )
+    """The grid's mean distance for a uniform map, 0 for the identity, 1 for a neighbour."""
+    for n, mean_distance in ((196, 7.281), (64, 4.136)):  # of ConViT's sheet
+        uniform = torch.full((1, 1, n, n), 1 / n)
+        assert attention.non_locality(uniform).item() == pytest.approx(mean_distance, abs=5e-4)
     assert attention.non_locality(torch.eye(9)[None, None]).item() == 0
     right = torch.zeros(9, 9)
     right[range(9), [1, 2, 2, 4, 5, 5, 7, 8, 8]] = 1
@@ -531,7 +601,7 @@ def browser():
 
 @pytest.mark.browser
 def test_explorer_in_a_browser(browser, tmp_path):
-    """Two explorers on one page answer pointer, finger and arrow keys, each for itself, at phone width too."""
+    """Two on one page answer pointer, finger and arrow keys, each for itself, on a phone too."""
     from selenium.webdriver import ActionChains, Keys
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -546,15 +616,20 @@ def test_explorer_in_a_browser(browser, tmp_path):
         for title in ("One", "Other")
     ]
     page = tmp_path / "page.html"
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Test</title>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    body = f'<body style="margin-left:min(15vw,120px)"><main>{"".join(pieces)}</main></body>'
     page.write_text(
-        f'<!doctype html><html lang="en">{head}<body style="margin-left:min(15vw,120px)"><main>{"".join(pieces)}</main></body></html>',
-        encoding="utf-8",
+        f'<!doctype html><html lang="en">{head}<title>Test</title>{body}</html>', encoding="utf-8"
     )
     browser.set_window_size(1000, 1400)
     browser.get(page.as_uri())
-    find = lambda selector: browser.find_elements("css selector", f".attention-explorer {selector}")  # noqa: E731
-    said = lambda i: find(".ax-summary")[i].text  # noqa: E731
+
+    def find(selector: str) -> list:
+        return browser.find_elements("css selector", f".attention-explorer {selector}")
+
+    def said(i: int) -> str:
+        return find(".ax-summary")[i].text
+
     WebDriverWait(browser, 20).until(lambda _: len(find("canvas")) == 2)
     assert (
         len(find(".ax-mark")) == 2
@@ -586,7 +661,8 @@ def test_explorer_in_a_browser(browser, tmp_path):
         "Query in row 4, column 4: head 1 looks most at row 1, column 1"
     ) and said(0).startswith("Query in row 1")
     role = browser.execute_script(
-        "const p = document.querySelectorAll('.ax-pad')[1]; return [p.getAttribute('role'), p.tabIndex, document.activeElement === p]"
+        """const pad = document.querySelectorAll(".ax-pad")[1];
+        return [pad.getAttribute("role"), pad.tabIndex, document.activeElement === pad]"""
     )
     assert role == ["application", 0, True] and find("canvas")[1].get_attribute(
         "aria-label"
@@ -604,7 +680,8 @@ def test_explorer_in_a_browser(browser, tmp_path):
     browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 320
     box = browser.execute_script(
-        "const r = document.querySelector('.ax-pad').getBoundingClientRect(); return [r.right - 6, r.top + 6]"
+        """const box = document.querySelector(".ax-pad").getBoundingClientRect();
+        return [box.right - 6, box.top + 6]"""
     )
     point = [{"x": box[0], "y": box[1]}]
     browser.execute_cdp_cmd(

@@ -1,224 +1,85 @@
-"""The house style of figures, and the few chart forms that the chapters share.
+"""The few charts that the chapters share, and the door to the house style of figures.
 
-A figure is printed on its own light paper. No single ink reaches a contrast of 4.5:1 on white *and* on the dark theme's page (the best
-grey reaches 4.3), so a transparent figure would fail one of them; on paper every renderer, in either theme, shows the same contrast.
-For the book's dark theme `dark_twin` turns paper and ink around and leaves photographs and maps as they are.
+`charts.style()` switches matplotlib to it; colours, empty axes and `Diagram` are here as well.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
+from refimpl.viz.diagram import Diagram, edge_points
+from refimpl.viz.png import dark_twin, from_oklab, png, to_oklab, turn
+from refimpl.viz.style import (
+    DARK_PAGE,
+    DASHES,
+    DIVERGING,
+    GRID,
+    INK,
+    LIGHT_INK,
+    MARKERS,
+    PALETTE,
+    PAPER,
+    SEQUENTIAL,
+    SOFT,
+    WASH,
+    WIDTH,
+    bare,
+    contrast,
+    figure,
+    luminance,
+    rgb,
+    style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from refimpl.lab.measure import Ceilings
-
-PAPER = "#fbfaf7"
-INK = "#22262b"
-SOFT = "#62676d"  # secondary text, ≥ 4.5:1 on paper
-GRID = "#dcd9d1"
-WASH = "#ecebe4"  # filled boxes of diagrams
-DARK_PAGE = "#14181d"  # the book's dark page and its text: where `dark_twin` takes paper and ink
-LIGHT_INK = "#dfe3e8"
-PALETTE = (
-    "#1f91fb",
-    "#840208",
-    "#907f0c",
-    "#5c29c9",
-    "#297161",
-    "#3b2041",
-)  # tests/test_viz.py holds what it promises
-DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1)), (0, (8, 2)))
-MARKERS = ("o", "s", "^", "D", "v", "P")
-SEQUENTIAL = "viridis"
-DIVERGING = "RdBu_r"
-WIDTH = 6.4  # inches: the text column of the book
-
-
-def style() -> None:
-    """Switch matplotlib to the house style."""
-    import matplotlib as mpl
-    from cycler import cycler
-
-    mpl.rcParams.update(
-        {
-            "figure.figsize": (WIDTH, 3.6),
-            "figure.dpi": 120,
-            "figure.facecolor": PAPER,
-            "savefig.facecolor": PAPER,
-            "axes.facecolor": PAPER,
-            "figure.constrained_layout.use": True,
-            "savefig.pad_inches": 0.12,
-            "font.family": ["DejaVu Sans"],
-            "font.size": 12,
-            "axes.titlesize": 12,
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "axes.labelsize": 12,
-            "xtick.labelsize": 11,
-            "ytick.labelsize": 11,
-            "legend.fontsize": 11,
-            "legend.frameon": False,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "axes.titlecolor": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
-            "axes.edgecolor": SOFT,
-            "axes.linewidth": 0.8,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": GRID,
-            "grid.linewidth": 0.8,
-            "lines.linewidth": 2.0,
-            "lines.markersize": 5,
-            "axes.prop_cycle": cycler(color=PALETTE) + cycler(linestyle=DASHES),
-            "image.cmap": SEQUENTIAL,
-            "image.interpolation": "nearest",
-            "svg.fonttype": "none",
-        }
-    )
-
-
-def png(fig: Figure) -> bytes:
-    """A figure as PNG. One of more than 40 KB (photographs) is brought to 256 colours, a third of the size, with hardly a visible loss.
-
-    A text entry `pictures` of the file holds the boxes (left, top, right, bottom, in pixels) of photographs, maps and colour bars.
-    """
-    import io
-    import json
-
-    from matplotlib.collections import QuadMesh
-    from matplotlib.image import AxesImage
-    from matplotlib.transforms import Bbox
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    layout = fig.get_layout_engine()
-    for _ in range(2):
-        fig.draw_without_rendering()
-    if layout is not None:
-        fig.set_layout_engine(
-            "none"
-        )  # each pass moves the axes a little, and the boxes are those of this one
-    dpi = fig.dpi
-    frame = fig.get_tightbbox().padded(0.12)
-    extents = [
-        Bbox.intersection(artist.get_window_extent(), artist.axes.get_window_extent())
-        for artist in fig.findobj(lambda a: isinstance(a, AxesImage | QuadMesh))
-    ]
-    raw, out, notes = io.BytesIO(), io.BytesIO(), PngInfo()
-    fig.savefig(raw, format="png", bbox_inches=frame, dpi=dpi)
-    if layout is not None:
-        fig.set_layout_engine(layout)
-    picture = Image.open(raw).convert("RGB")
-    left, foot = (
-        frame.x0 * dpi,
-        frame.y0 * dpi + picture.height,
-    )  # the file counts rows from the top, of a height in whole pixels
-    boxes = [
-        [round(v) for v in (e.x0 - left, foot - e.y1, e.x1 - left, foot - e.y0)]
-        for e in extents
-        if e is not None
-    ]
-    notes.add_text("pictures", json.dumps(boxes))
-    if raw.tell() > 40_000:
-        picture = picture.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
-    picture.save(out, format="png", optimize=True, pnginfo=notes)
-    return out.getvalue()
-
-
-def dark_twin(file: bytes) -> bytes | None:
-    """The same figure for a dark page, from the PNG alone: paper becomes the page, ink light, hues stay; photographs and maps are untouched.
-
-    `None` for a file that `png` did not write. Lightness is turned around in OKLab between paper and ink.
-    """
-    import io
-    import json
-
-    from PIL import Image
-
-    picture = Image.open(io.BytesIO(file))
-    if "pictures" not in picture.info:
-        return None
-    pixels = np.asarray(picture.convert("RGB"), np.float64) / 255
-    turned = from_oklab(turn(to_oklab(pixels)))
-    for left, top, right, bottom in json.loads(picture.info["pictures"]):
-        box = np.s_[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-        turned[box] = pixels[box]
-    out = io.BytesIO()
-    dark = Image.fromarray(np.rint(turned * 255).astype(np.uint8))
-    if picture.mode == "P":
-        dark = dark.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
-    dark.save(out, format="png", optimize=True)
-    return out.getvalue()
-
-
-TO_LMS = np.array(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-)
-TO_LAB = np.array(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]
-)
-
-
-def to_oklab(rgb: np.ndarray) -> np.ndarray:
-    """sRGB in [0, 1], (…, 3), to OKLab (Ottosson, 2020)."""
-    return np.cbrt(linear(rgb) @ TO_LMS.T) @ TO_LAB.T
-
-
-def from_oklab(lab: np.ndarray) -> np.ndarray:
-    light = ((lab @ np.linalg.inv(TO_LAB).T) ** 3 @ np.linalg.inv(TO_LMS).T).clip(0, 1)
-    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
-
-
-def turn(lab: np.ndarray) -> np.ndarray:
-    """Lightness turned around: paper goes to the dark page, ink to the light ink, all between keeps its order."""
-    paper, ink, page, light = (to_oklab(rgb(c))[0] for c in (PAPER, INK, DARK_PAGE, LIGHT_INK))
-    lightness = page + (paper - lab[..., 0]) / (paper - ink) * (light - page)
-    tint = to_oklab(rgb(DARK_PAGE))[1:] - to_oklab(rgb(PAPER))[1:]
-    share = np.clip((lab[..., 0] - ink) / (paper - ink), 0, 1)[
-        ..., None
-    ]  # how much of the paper's own tint a pixel holds
-    return np.concatenate([lightness[..., None], lab[..., 1:] + share * tint], -1)
-
-
-def figure(
-    rows: int = 1, columns: int = 1, height: float = 3.4, width: float = WIDTH, **options
-) -> tuple[Figure, Axes | np.ndarray]:
-    """A figure of the book's width with `rows` × `columns` axes; `height` in inches is the whole figure's. `options` go to `plt.subplots`."""
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(rows, columns, figsize=(width, height), **options)
-
-
-def bare(ax: Axes) -> Axes:
-    """Take ticks, grid and frame off, for pictures."""
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    return ax
+__all__ = [
+    "DARK_PAGE",
+    "DASHES",
+    "DIVERGING",
+    "Diagram",
+    "GRID",
+    "INK",
+    "LIGHT_INK",
+    "MARKERS",
+    "PALETTE",
+    "PAPER",
+    "SEQUENTIAL",
+    "SOFT",
+    "WASH",
+    "WIDTH",
+    "as_picture",
+    "bare",
+    "bars",
+    "contrast",
+    "dark_twin",
+    "edge_points",
+    "figure",
+    "from_oklab",
+    "heatmap",
+    "image_grid",
+    "lines",
+    "luminance",
+    "png",
+    "rgb",
+    "roofline",
+    "style",
+    "to_oklab",
+    "turn",
+]
 
 
 def as_picture(image) -> np.ndarray:
-    """(3, h, w), (1, h, w), (h, w, 3) or (h, w), tensor or array, to what `imshow` takes; colours are clipped to [0, 1]."""
+    """A tensor or array as what `imshow` takes, (h, w, 3) or (h, w), colours clipped to [0, 1].
+
+    image: (3, h, w), (1, h, w), (h, w, 3) or (h, w).
+    """
     image = np.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
     if image.ndim == 3 and image.shape[0] in (1, 3):
         image = np.moveaxis(image, 0, -1)
@@ -240,9 +101,10 @@ def image_grid(
     row_titles: Sequence[str] | None = None,
     width: float = WIDTH,
 ) -> Figure:
-    """Pictures in rows: each (3, h, w), (1, h, w), (h, w, 3) or (h, w). `limits` gives all single-channel pictures one scale.
+    """Pictures in rows: each (3, h, w), (1, h, w), (h, w, 3) or (h, w).
 
-    titles: one a picture, or one a column; row_titles: one a row, written at the left. Raises `ValueError` where counts disagree.
+    titles: one per picture, or one per column; limits: one scale for all single-channel pictures;
+    row_titles: one per row, written at the left. Raises `ValueError` where counts disagree.
     """
     images = [as_picture(image) for image in images]
     if not images:
@@ -257,20 +119,17 @@ def image_grid(
         raise ValueError(f"image_grid: {len(row_titles)} row_titles for {rows} rows")
     aspect = max(image.shape[0] / image.shape[1] for image in images)
     cell = width / (columns + (0.35 if row_titles else 0))
-    lines = 0 if titles is None else max(t.count("\n") + 1 for t in titles)
-    title_rows = rows if titles is not None and len(titles) == len(images) else 1
-    fig, axes = figure(
-        rows,
-        columns,
-        height=rows * (cell * aspect + 0.06) + title_rows * lines * 0.24,
-        width=width,
-        squeeze=False,
-    )
+    height = rows * (cell * aspect + 0.06)
+    if titles is not None:
+        lines_of_text = max(title.count("\n") + 1 for title in titles)
+        title_rows = rows if len(titles) == len(images) else 1
+        height += title_rows * lines_of_text * 0.24
+    fig, axes = figure(rows, columns, height, width, squeeze=False)
     for ax in axes.flat:
         bare(ax)
+    low, high = limits or (None, None)
     for i, image in enumerate(images):
         ax = axes.flat[i]
-        low, high = limits or (None, None)
         ax.imshow(image, cmap=cmap, vmin=low, vmax=high)
         if titles is not None and i < len(titles):
             ax.set_title(titles[i], fontsize=11, fontweight="normal", loc="center", pad=4)
@@ -290,23 +149,20 @@ def heatmap(
     digits: int | None = None,
     bar: str | None = None,
 ):
-    """A matrix as colours. `digits`: write each value with so many decimals; `bar`: draw a colour bar with this label. Returns the image."""
+    """A matrix as colours. Returns the image.
+
+    rows, columns: names beside it; digits: decimals of each value, written where given; bar: label
+    of a colour bar, drawn where given.
+    """
     matrix = np.asarray(matrix.detach().cpu() if hasattr(matrix, "detach") else matrix, dtype=float)
     if matrix.ndim != 2:
         raise ValueError(f"heatmap: a matrix has two dimensions, got {matrix.shape}")
     low, high = limits or (np.nanmin(matrix), np.nanmax(matrix))
-    image = ax.imshow(
-        matrix,
-        cmap=cmap,
-        vmin=low,
-        vmax=high,
-        aspect="auto" if max(matrix.shape) > 3 * min(matrix.shape) else "equal",
-    )
+    aspect = "auto" if max(matrix.shape) > 3 * min(matrix.shape) else "equal"
+    image = ax.imshow(matrix, cmap=cmap, vmin=low, vmax=high, aspect=aspect)
     ax.grid(False)
-    for names, axis, count in (
-        (columns, ax.xaxis, matrix.shape[1]),
-        (rows, ax.yaxis, matrix.shape[0]),
-    ):
+    sides = (rows, ax.yaxis, matrix.shape[0]), (columns, ax.xaxis, matrix.shape[1])
+    for names, axis, count in sides:
         if names is not None:
             if len(names) != count:
                 raise ValueError(f"heatmap: {len(names)} names for {count} entries")
@@ -314,8 +170,9 @@ def heatmap(
         axis.set_tick_params(length=0)
     if digits is not None:
         for (i, j), value in np.ndenumerate(matrix):
-            red, green, blue, _ = image.cmap(image.norm(value))
-            ink = max(("#000000", "#ffffff"), key=lambda c: contrast(c, (red, green, blue)))  # noqa: B023
+            behind = image.cmap(image.norm(value))[:3]
+            dark = contrast("#000000", behind) >= contrast("#ffffff", behind)
+            ink = "#000000" if dark else "#ffffff"
             ax.text(j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=11, color=ink)
     if bar is not None:
         ax.figure.colorbar(image, ax=ax, label=bar, shrink=0.85)
@@ -331,19 +188,16 @@ def bars(
     digits: int = 2,
     highlight: str | None = None,
 ) -> None:
-    """Horizontal bars, the first at the top, each with its value written. `errors`: half-lengths of whiskers; `highlight`: the bar that the text speaks of."""
+    """Horizontal bars, the first at the top, each with its value written.
+
+    errors: half-lengths of whiskers; label: of the axis; highlight: the bar that the text means.
+    """
     names = list(values)
     heights = [float(values[name]) for name in names]
     colours = [PALETTE[0] if highlight in (None, name) else SOFT for name in names]
     whiskers = None if errors is None else [float(errors[name]) for name in names]
-    ax.barh(
-        names,
-        heights,
-        color=colours,
-        height=0.66,
-        xerr=whiskers,
-        error_kw={"ecolor": INK, "capsize": 3},
-    )
+    look = {"ecolor": INK, "capsize": 3}
+    ax.barh(names, heights, height=0.66, color=colours, xerr=whiskers, error_kw=look)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set_xlabel(label)
@@ -363,9 +217,10 @@ def lines(
     ylabel: str = "",
     direct: bool = True,
 ) -> None:
-    """One line a series: values (steps,), or (seeds, steps), drawn as the mean with a band from least to most.
+    """One line per series: values (steps,), or (seeds, steps), the mean in a band of their range.
 
-    direct: write each name at the line's end instead of in a legend (names that would touch are moved apart).
+    direct: each name stands at its line's end instead of in a legend; names that would touch are
+    moved apart.
     """
     x = np.asarray(x, dtype=float)
     ends = []
@@ -375,15 +230,10 @@ def lines(
             raise ValueError(
                 f"lines: series {name!r} has {values.shape[-1]} points, x has {len(x)}"
             )
-        colour = PALETTE[i % len(PALETTE)]
-        ax.plot(
-            x,
-            values.mean(0),
-            color=colour,
-            linestyle=DASHES[i % len(DASHES)],
-            label=name,
-            marker=MARKERS[i % 6] if len(x) <= 20 else None,
-        )
+        colour = PALETTE[i % 6]
+        marker = MARKERS[i % 6] if len(x) <= 20 else None
+        look = {"color": colour, "linestyle": DASHES[i % 6], "marker": marker}
+        ax.plot(x, values.mean(0), label=name, **look)
         if len(values) > 1:
             ax.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.16, linewidth=0)
         ends.append((values.mean(0)[-1], name, i))
@@ -395,256 +245,59 @@ def lines(
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, int]]) -> None:
-    """Write names right of the axes at the heights where their lines end, at least a text line apart, each behind a piece of its line."""
+    """Write names right of the axes, each behind a piece of its line and where that ends.
+
+    ends: (value, name, number of the line); they are kept a line of text apart.
+    """
     ax.figure.draw_without_rendering()
     gap = 1.25 * 11 * ax.figure.dpi / 72 / ax.get_window_extent().height
-    inverse, last = ax.transAxes.inverted(), -math.inf
+    to_axes = ax.transData + ax.transAxes.inverted()
+    height = -math.inf  # of the last name, in parts of the axes' height
     for y, name, i in sorted(ends):
-        last = max(inverse.transform(ax.transData.transform((ax.get_xlim()[0], y)))[1], last + gap)
-        ax.plot(
-            [1.01, 1.06],
-            [last] * 2,
-            color=PALETTE[i % 6],
-            linestyle=DASHES[i % 6],
-            transform=ax.transAxes,
-            clip_on=False,
-        )
-        ax.text(1.075, last, name, transform=ax.transAxes, va="center", fontsize=11)
+        end = to_axes.transform((ax.get_xlim()[0], y))[1]
+        height = max(end, height + gap)
+        look = {"color": PALETTE[i % 6], "linestyle": DASHES[i % 6], "clip_on": False}
+        ax.plot([1.01, 1.06], [height] * 2, transform=ax.transAxes, **look)
+        ax.text(1.075, height, name, transform=ax.transAxes, va="center", fontsize=11)
+
+
+class Ceilings(Protocol):
+    """What a machine can do at best, as `lab.measure.ceilings` measures it."""
+
+    gflops: float  # of a matrix product, in GFLOP/s
+    gbs: float  # of a copy, in GB/s
+    ridge: float  # FLOP/byte at which the two roofs meet
 
 
 def roofline(
     ax: Axes,
     ceilings: Ceilings,
-    points: Mapping[str, tuple[float, float]],
-    *,
-    unit: str = "GFLOP/s",
+    points: Mapping[str, tuple[float, float | None]],
 ) -> None:
-    """This machine's roofs (copy rate and product rate, see `lab.measure.ceilings`) and points (FLOP/byte, measured GFLOP/s) under them.
+    """This machine's roofs, by copying and by multiplying, and what was measured under them.
 
-    A point with a rate of `None` is placed on the roof: what the machine would allow at best.
+    points: name -> (arithmetic intensity in FLOP/byte, rate in GFLOP/s); a rate of `None` is placed
+    on the roof: what the machine would allow at best.
     """
-    intensities = [max(point[0], 1e-3) for point in points.values()] + [ceilings.ridge]
+    intensities = [max(intensity, 1e-3) for intensity, _ in points.values()]
+    intensities.append(ceilings.ridge)
     low, high = min(intensities) / 3, max(intensities) * 6
     x = np.geomspace(low, high, 200)
     roof = np.minimum(ceilings.gflops, ceilings.gbs * x)
     ax.plot(x, roof, color=INK, linestyle="-", linewidth=1.6)
     ax.axvline(ceilings.ridge, color=SOFT, linestyle=(0, (2, 2)), linewidth=1)
     floor = roof.min() / 3
-    ax.text(
-        ceilings.ridge * 1.08,
-        floor * 1.15,
-        f"ridge {ceilings.ridge:.1f}",
-        color=SOFT,
-        fontsize=11,
-        va="bottom",
-    )
-    ax.text(
-        high,
-        ceilings.gflops * 1.12,
-        f"matrix product {ceilings.gflops:.0f} GFLOP/s",
-        ha="right",
-        fontsize=11,
-    )
-    ax.text(
-        x[20] * 1.4,
-        ceilings.gbs * x[20] * 0.8,
-        f"copy {ceilings.gbs:.0f} GB/s",
-        fontsize=11,
-        va="top",
-    )
+    ridge = f"ridge {ceilings.ridge:.1f}"
+    product = f"matrix product {ceilings.gflops:.0f} GFLOP/s"
+    copy = f"copy {ceilings.gbs:.0f} GB/s"
+    ax.text(ceilings.ridge * 1.08, floor * 1.15, ridge, color=SOFT, fontsize=11, va="bottom")
+    ax.text(high, ceilings.gflops * 1.12, product, fontsize=11, ha="right")
+    ax.text(x[20] * 1.4, ceilings.gbs * x[20] * 0.8, copy, fontsize=11, va="top")
     for i, (name, (intensity, rate)) in enumerate(points.items()):
-        y = min(ceilings.gflops, ceilings.gbs * intensity) if rate is None else rate
-        ax.plot(
-            [intensity],
-            [y],
-            MARKERS[(i + i // 6) % 6],
-            color=PALETTE[i % 6],
-            markersize=8,
-            linestyle="none",
-            label=name,
-        )
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlim=(low, high),
-        ylim=(floor, ceilings.gflops * 2),
-        xlabel="arithmetic intensity (FLOP/byte)",
-        ylabel=unit,
-    )
+        if rate is None:
+            rate = min(ceilings.gflops, ceilings.gbs * intensity)
+        look = {"color": PALETTE[i % 6], "markersize": 8, "linestyle": "none"}
+        ax.plot([intensity], [rate], MARKERS[(i + i // 6) % 6], label=name, **look)
+    ax.set(xscale="log", xlim=(low, high), xlabel="arithmetic intensity (FLOP/byte)")
+    ax.set(yscale="log", ylim=(floor, ceilings.gflops * 2), ylabel="GFLOP/s")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-class Diagram:
-    """Boxes and arrows on a plain canvas, for the drawing of an idea. Units are those of `size`; y grows downwards.
-
-    >>> d = Diagram(10, 4)
-    >>> a = d.box(1, 1, "query"); b = d.box(5, 1, "softmax", tone=0)
-    >>> d.arrow(a, b)
-    """
-
-    def __init__(self, columns: float, rows: float, width: float = WIDTH):
-        self.fig, self.ax = figure(height=width * rows / columns, width=width)
-        bare(self.ax).set(xlim=(0, columns), ylim=(rows, 0), aspect="equal")
-
-    def box(
-        self,
-        x: float,
-        y: float,
-        text: str,
-        *,
-        w: float = 2.0,
-        h: float = 0.9,
-        tone: int | None = None,
-        size: float = 11,
-    ) -> tuple:
-        """A box with its upper left corner at (x, y); `tone` numbers a colour of the palette for its edge. Returns (x, y, w, h) for `arrow`."""
-        from matplotlib.patches import FancyBboxPatch
-
-        edge = SOFT if tone is None else PALETTE[tone % len(PALETTE)]
-        shape = FancyBboxPatch(
-            (x, y),
-            w,
-            h,
-            boxstyle=f"round,pad=0,rounding_size={min(w, h) * 0.15}",
-            fc=WASH,
-            ec=edge,
-            lw=1.2 if tone is None else 2.2,
-        )
-        self.ax.add_patch(shape)
-        self.ax.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=size)
-        return (x, y, w, h)
-
-    def arrow(
-        self,
-        start: tuple,
-        end: tuple,
-        text: str = "",
-        *,
-        tone: int | None = None,
-        bend: float = 0.0,
-        dashed: bool = False,
-    ) -> None:
-        """An arrow between two boxes (from edge to edge) or points (x, y), with an optional text at its middle."""
-        colour = INK if tone is None else PALETTE[tone % len(PALETTE)]
-        a, b = edge_points(start, end)
-        look = {
-            "arrowstyle": "-|>",
-            "color": colour,
-            "lw": 1.6,
-            "shrinkA": 1,
-            "shrinkB": 1,
-            "connectionstyle": f"arc3,rad={bend}",
-        }
-        self.ax.annotate("", b, a, arrowprops=look | {"linestyle": "--" if dashed else "-"})
-        if text:
-            self.text(
-                (a[0] + b[0]) / 2, (a[1] + b[1]) / 2 - 0.12 - bend, text, va="bottom", colour=colour
-            )
-
-    def text(
-        self,
-        x: float,
-        y: float,
-        text: str,
-        *,
-        size: float = 11,
-        ha: str = "center",
-        va: str = "center",
-        colour: str = INK,
-        bold: bool = False,
-    ) -> None:
-        self.ax.text(
-            x,
-            y,
-            text,
-            fontsize=size,
-            ha=ha,
-            va=va,
-            color=colour,
-            fontweight="bold" if bold else "normal",
-        )
-
-    def grid(
-        self,
-        x: float,
-        y: float,
-        values,
-        *,
-        cell: float = 0.4,
-        cmap: str = SEQUENTIAL,
-        limits: tuple[float, float] | None = None,
-    ) -> tuple:
-        """A small matrix of coloured cells with its upper left corner at (x, y). Returns (x, y, w, h) for `arrow`."""
-        values = np.atleast_2d(np.asarray(values, dtype=float))
-        rows, columns = values.shape
-        low, high = limits or (values.min(), values.max())
-        self.ax.imshow(
-            values,
-            cmap=cmap,
-            vmin=low,
-            vmax=high,
-            extent=(x, x + columns * cell, y + rows * cell, y),
-            zorder=1,
-        )
-        for i in range(rows + 1):
-            self.ax.plot(
-                [x, x + columns * cell],
-                [y + i * cell] * 2,
-                color=PAPER,
-                lw=0.8,
-                linestyle="-",
-                zorder=2,
-            )
-        for j in range(columns + 1):
-            self.ax.plot(
-                [x + j * cell] * 2,
-                [y, y + rows * cell],
-                color=PAPER,
-                lw=0.8,
-                linestyle="-",
-                zorder=2,
-            )
-        self.ax.set(xlim=self.ax.get_xlim(), ylim=self.ax.get_ylim(), aspect="equal")
-        return (x, y, columns * cell, rows * cell)
-
-
-def edge_points(start: tuple, end: tuple) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Where the straight line between two boxes (or points) leaves the first and meets the second."""
-    centre = lambda b: (b[0] + b[2] / 2, b[1] + b[3] / 2) if len(b) == 4 else tuple(b)  # noqa: E731
-    (ax, ay), (bx, by) = centre(start), centre(end)
-    dx, dy = bx - ax, by - ay
-
-    def cut(b: tuple, sign: float) -> tuple[float, float]:
-        x, y = centre(b)
-        if len(b) != 4 or (dx == 0 and dy == 0):
-            return x, y
-        t = min(b[2] / 2 / abs(dx) if dx else math.inf, b[3] / 2 / abs(dy) if dy else math.inf)
-        return x + sign * t * dx, y + sign * t * dy
-
-    return cut(start, 1), cut(end, -1)
-
-
-def rgb(colour) -> np.ndarray:
-    """A colour (hex text or three numbers in [0, 1]) as an array (3,)."""
-    return np.array(
-        [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        if isinstance(colour, str)
-        else colour,
-        dtype=float,
-    )
-
-
-def linear(rgb: np.ndarray) -> np.ndarray:
-    """sRGB in [0, 1] to linear light."""
-    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-
-
-def luminance(colour) -> float:
-    """WCAG relative luminance of a colour (hex text or three numbers in [0, 1])."""
-    return float(linear(rgb(colour)) @ (0.2126, 0.7152, 0.0722))
-
-
-def contrast(first, second) -> float:
-    """WCAG contrast ratio of two colours, from 1 to 21."""
-    bright, dark = sorted((luminance(first), luminance(second)), reverse=True)
-    return (bright + 0.05) / (dark + 0.05)

@@ -1,4 +1,7 @@
-"""The hoverable attention explorer: packs an image and quantised maps into one piece of HTML (template: `explorer.html`)."""
+"""The hoverable attention explorer: an image and quantised maps in one piece of HTML.
+
+Template: `explorer.html`.
+"""
 
 from __future__ import annotations
 
@@ -38,43 +41,47 @@ def pack(
     title: str,
     query: tuple[float, float],
 ) -> Explorer:
-    """layers: (name, weights (heads, h·w, h·w), (h, w)). Quantises as finely as the size limit allows, 64 levels at most."""
+    """The explorer of an image, its maps quantised as finely as the size limit allows.
+
+    layers: (name, weights (heads, h·w, h·w), (h, w)) each; query: where it starts, as fractions of
+    height and width.
+    """
     if not all(0 <= q <= 1 for q in query):
-        raise ValueError(f"query={query} must be shares of height and width, from 0 to 1")
+        raise ValueError(f"query={query} must be fractions of height and width, from 0 to 1")
     picture = jpeg(image)
     size = 0
     for levels in (64, 32, 16, 8):
         data = b"".join(quantise(weights, levels) for _, weights, _ in layers)
-        meta = {
-            "levels": levels,
-            "query": [round(float(q), 3) for q in query],
-            "layers": [
-                {"name": name, "rows": h, "columns": w, "heads": len(weights)}
-                for name, weights, (h, w) in layers
-            ],
-        }
-        packed = base64.b64encode(zlib.compress(data, 9)).decode()
-        text = (
-            TEMPLATE.read_text(encoding="utf-8")
-            .replace("{{title}}", html.escape(title))
-            .replace("{{image}}", picture)
-            .replace("{{meta}}", html.escape(json.dumps(meta, ensure_ascii=False)))
-            .replace("{{maps}}", packed)
-        )
+        sizes = [
+            {"name": name, "rows": h, "columns": w, "heads": len(weights)}
+            for name, weights, (h, w) in layers
+        ]
+        start = [round(float(q), 3) for q in query]
+        meta = json.dumps({"levels": levels, "query": start, "layers": sizes}, ensure_ascii=False)
+        text = TEMPLATE.read_text(encoding="utf-8")
+        text = text.replace("{{title}}", html.escape(title))
+        text = text.replace("{{image}}", picture)
+        text = text.replace("{{meta}}", html.escape(meta))
+        text = text.replace("{{maps}}", base64.b64encode(zlib.compress(data, 9)).decode())
         size = len(text.encode())
         if size <= LIMIT:
             return Explorer(text, title)
     raise ValueError(
-        f"explorer: {len(layers)} layers take {size // 1000} KB, at most {LIMIT // 1000} KB fit; give fewer layers"
+        f"explorer: {len(layers)} layers take {size // 1000} KB, at most {LIMIT // 1000} KB fit;"
+        " give fewer layers"
     )
 
 
 def quantise(weights: Tensor, levels: int) -> bytes:
-    """(heads, n, n) -> n bytes a row, scaled to the row's maximum, then the maxima, a byte each (255 = 1)."""
+    """Maps (heads, n, n) in a byte per weight, scaled to their row's maximum, then the maxima.
+
+    The maxima take a byte each too, 255 for 1.
+    """
     w = weights.numpy().astype(np.float64)
     peak = w.max(-1, keepdims=True)
-    scaled = np.rint((levels - 1) * w / np.maximum(peak, 1e-12)).astype(np.uint8)
-    return scaled.tobytes() + np.rint(255 * np.clip(peak[..., 0], 0, 1)).astype(np.uint8).tobytes()
+    scaled = np.rint((levels - 1) * w / np.maximum(peak, 1e-12))
+    maxima = np.rint(255 * np.clip(peak[..., 0], 0, 1))
+    return scaled.astype(np.uint8).tobytes() + maxima.astype(np.uint8).tobytes()
 
 
 def jpeg(image, side: int = 288) -> str:
@@ -84,21 +91,16 @@ def jpeg(image, side: int = 288) -> str:
     from refimpl.viz.charts import as_picture
 
     pixels = as_picture(image)
-    pixels = (
-        pixels
-        if pixels.dtype == np.uint8
-        else np.rint(np.asarray(pixels, np.float64).clip(0, 1) * 255).astype(np.uint8)
-    )
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(255 * np.asarray(pixels, np.float64).clip(0, 1)).astype(np.uint8)
     picture = Image.fromarray(pixels).convert("RGB")
     longest = max(picture.size)
     if longest > side:
-        picture = picture.resize(
-            [round(n * side / longest) for n in picture.size], Image.Resampling.LANCZOS
-        )
+        size = [round(n * side / longest) for n in picture.size]
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
     elif longest <= side // 2:  # a digit: whole multiples keep its pixels square
-        picture = picture.resize(
-            [n * (side // longest) for n in picture.size], Image.Resampling.NEAREST
-        )
+        size = [n * (side // longest) for n in picture.size]
+        picture = picture.resize(size, Image.Resampling.NEAREST)
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=82, optimize=True)
     return base64.b64encode(out.getvalue()).decode()

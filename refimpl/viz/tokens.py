@@ -1,4 +1,7 @@
-"""Draw what token reduction did: which patches a layer kept, merged or dropped, on the image."""
+"""Draw what token reduction did: which patches a layer kept, merged or dropped, on the image.
+
+For the chapters on fewer tokens (STViT, LookupViT, LGViT), which are yet to come.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,17 @@ if TYPE_CHECKING:
 
 
 def grid_of(count: int, grid: tuple[int, int] | None) -> tuple[int, int]:
+    """Rows and columns of so many patches, a square unless given."""
     side = math.isqrt(count)
-    grid = grid or (side, side)
-    if grid[0] * grid[1] != count:
-        raise ValueError(
-            f"{count} patches do not fill the grid {grid[0]}×{grid[1]}"
-            + ("" if side * side == count else "; give grid=(rows, columns)")
-        )
-    return grid
+    rows, columns = grid or (side, side)
+    if rows * columns != count:
+        hint = "" if grid else "; give grid=(rows, columns)"
+        raise ValueError(f"{count} patches do not fill the grid {rows}×{columns}{hint}")
+    return rows, columns
 
 
 def colour_picture(image) -> np.ndarray:
+    """An image as (h, w, 3), grey ones too."""
     picture = charts.as_picture(image)
     return picture[..., None].repeat(3, -1) if picture.ndim == 2 else picture
 
@@ -36,21 +39,28 @@ def colour_picture(image) -> np.ndarray:
 def spread(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """A (rows, columns) grid enlarged to the picture's (h, w)."""
     rows, columns = values.shape[:2]
-    return values[np.arange(shape[0]) * rows // shape[0]][
-        :, np.arange(shape[1]) * columns // shape[1]
-    ]
+    y = np.arange(shape[0]) * rows // shape[0]
+    x = np.arange(shape[1]) * columns // shape[1]
+    return values[y][:, x]
 
 
 def kept(image, keep: Tensor, grid: tuple[int, int] | None = None) -> np.ndarray:
-    """The image (h, w, 3) with dropped patches faded to paper. keep: (n,) bool, or shares from 0 (dropped) to 1 (kept); patches row by row."""
+    """The image (h, w, 3) with dropped patches faded to paper.
+
+    keep: (n,) bool, or from 0 (dropped) to 1 (kept); patches row by row.
+    """
     picture = colour_picture(image)
     keep = torch.as_tensor(keep).float().flatten().clamp(0, 1)
-    share = spread(keep.reshape(grid_of(len(keep), grid)).numpy(), picture.shape[:2])[..., None]
-    return picture * (0.1 + 0.9 * share) + charts.rgb(charts.PAPER) * 0.9 * (1 - share)
+    patches = keep.reshape(grid_of(len(keep), grid)).numpy()
+    opacity = 0.1 + 0.9 * spread(patches, picture.shape[:2])[..., None]
+    return picture * opacity + charts.rgb(charts.PAPER) * (1 - opacity)
 
 
 def merged(image, group: Tensor, grid: tuple[int, int] | None = None) -> np.ndarray:
-    """The image (h, w, 3) with each group of merged patches in its mean colour. group: (n,) int, the token that each patch went to; −1: dropped."""
+    """The image (h, w, 3) with each group of merged patches in its mean colour.
+
+    group: (n,) int, the token that each patch went to; −1: dropped.
+    """
     picture = colour_picture(image)
     group = torch.as_tensor(group).long().flatten()
     owner = spread(group.reshape(grid_of(len(group), grid)).numpy(), picture.shape[:2])
@@ -69,23 +79,15 @@ def outline(
     rows, columns = grid_of(len(group), grid)
     owner = group.reshape(rows, columns)
     dy, dx = extent[0] / rows, extent[1] / columns
-    lines = [
-        ((j + 1, i), (j + 1, i + 1))
-        for i, j in torch.nonzero(owner[:, 1:] != owner[:, :-1]).tolist()
-    ]
-    lines += [
-        ((j, i + 1), (j + 1, i + 1)) for i, j in torch.nonzero(owner[1:] != owner[:-1]).tolist()
-    ]
+    lines = []  # (x, y) of both ends, in patches
+    for i, j in torch.nonzero(owner[:, 1:] != owner[:, :-1]).tolist():
+        lines.append(([j + 1, j + 1], [i, i + 1]))
+    for i, j in torch.nonzero(owner[1:] != owner[:-1]).tolist():
+        lines.append(([j, j + 1], [i + 1, i + 1]))
     for colour, width in (("#000000", 1.8), ("#ffffff", 0.8)):
-        for (x0, y0), (x1, y1) in lines:
-            ax.plot(
-                [x0 * dx - 0.5, x1 * dx - 0.5],
-                [y0 * dy - 0.5, y1 * dy - 0.5],
-                color=colour,
-                lw=width,
-                linestyle="-",
-                marker="",
-            )
+        look = {"color": colour, "lw": width, "linestyle": "-", "marker": ""}
+        for x, y in lines:
+            ax.plot(np.array(x) * dx - 0.5, np.array(y) * dy - 0.5, **look)
 
 
 def kept_by_layer(
@@ -94,19 +96,15 @@ def kept_by_layer(
     names: Sequence[str] | None = None,
     grid: tuple[int, int] | None = None,
 ) -> Figure:
-    """The image, then what each layer kept of it, with the share that is left under its name. keeps: (n,) bool a layer."""
+    """The image, then what each layer kept of it, with how much is left beside its name.
+
+    keeps: (n,) bool per layer.
+    """
     names = names or [f"layer {i + 1}" for i in range(len(keeps))]
     if len(names) != len(keeps):
         raise ValueError(f"kept_by_layer: {len(names)} names for {len(keeps)} layers")
-    titles = [
-        "image",
-        *(
-            f"{name}: {torch.as_tensor(keep).float().mean():.0%}"
-            for name, keep in zip(names, keeps, strict=True)
-        ),
-    ]
-    return charts.image_grid(
-        [colour_picture(image), *(kept(image, keep, grid) for keep in keeps)],
-        titles,
-        columns=min(len(titles), 4),
-    )
+    titles, pictures = ["image"], [colour_picture(image)]
+    for name, keep in zip(names, keeps, strict=True):
+        titles.append(f"{name}: {torch.as_tensor(keep).float().mean():.0%}")
+        pictures.append(kept(image, keep, grid))
+    return charts.image_grid(pictures, titles, columns=min(len(titles), 4))
