@@ -1,4 +1,4 @@
-"""The two atlases: rows measure what they say, leave their records, and the book's pages show every record of every stored chapter."""
+"""The two atlases: rows measure what they say and leave records; the book's pages show them all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Looks(nn.Module):
-    """Images -> nothing much, through layers whose maps are given: a list of (weights (heads, n, m), layout)."""
+    """Images -> nothing much, through layers with given maps: (weights (heads, n, m), layout)."""
 
     def __init__(
         self, *layers: tuple[Tensor, Layout | None], img_size: int = 32, in_chans: int = 3
@@ -161,7 +161,7 @@ def test_every_input_gets_the_same_photographs(published):
 
 
 def test_drawn_maps_belong_to_the_asking_patch():
-    """Each head looks from the outlined patch: the identity map lights that patch alone, in every photograph."""
+    """The identity map lights the outlined patch alone, in every photograph."""
     maps = [attention.Map("", identity(8)[None].expand(2, -1, -1, -1), Layout((8, 8)))]
     fig = atlas.draw_attention(atlas.photographs(32), maps, ["layer 1"])
     drawn = [ax.images[0].get_array() for ax in fig.axes]
@@ -253,7 +253,7 @@ def test_refusals(call, said):
 
 @pytest.fixture
 def pages(monkeypatch, tmp_path, published):
-    """The book's extension over a folder with one made chapter, convit, that has one row of each kind."""
+    """The book's extension over a folder with one made chapter that has one row of each kind."""
     pytest.importorskip("sphinx")
     monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
     from refimpl_book import atlas as made
@@ -309,8 +309,8 @@ def test_pages_collect_what_chapters_left(pages):
     assert 'data-value="1.0">1.00</td>' in summary and 'data-value="0.0">0.00</td>' in summary, (
         "distance of the first layer and of the last"
     )
-    assert details.count("<tr") == 1 + 2 and "<code>attends</code>" in details
-    assert "layer 2 (<code>attends</code>, 4 × 4 patches)" in page.caption(
+    assert details.count("<tr") == 1 + 2 and "<code>Looks</code>" in details
+    assert "layer 2 (<code>Looks</code>, 4 × 4 patches)" in page.caption(
         attends.record
     ) and "32 × 32 pixels" in page.caption(attends.record)
     assert "Rachel Michetti" in page.credits([attends])
