@@ -7,7 +7,7 @@ accepted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from numbers import Integral
 
@@ -31,10 +31,10 @@ def choice(name: str, value: object, options: Iterable[str], what: str = "") -> 
     raise ValueError(f"{subject}; {hint}")
 
 
-def at_least(least: float, **values: float | Iterable[float]) -> None:
+def at_least(least: float, **values: float | Sequence[float]) -> None:
     """Every number, or every entry of a sequence, must be at least `least`."""
     for name, value in values.items():
-        entries = value if isinstance(value, Iterable) else (value,)
+        entries = value if isinstance(value, Sequence) else (value,)
         if any(entry < least for entry in entries):
             raise ValueError(f"{name}={value} must be at least {least}")
 
@@ -130,3 +130,63 @@ def image(
         raise ValueError(
             f"images are {height}×{width} pixels, both sides must be multiples of {multiple}"
         )
+
+
+def shapes(axes: dict[str, str], **tensors) -> dict[str, int]:
+    """Every tensor must have the axes that its entry names, each name one size in all of them.
+
+    axes: argument → names of its axes, alternatives after `|`: {"x": "batch heads width",
+    "D": "heads | heads width"}; a number stands for itself. tensors: argument → tensor, in the
+    order in which sizes are learned, or `None` where it is left out. Returns name → size.
+    """
+    sizes: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        accepted = [alternative.split() for alternative in axes[name].split("|")]
+        found = [fitted(names, tensor.shape, sizes) for names in accepted]
+        found = [more for more in found if more is not None]
+        if not found:
+            wanted = " or ".join(spelled(names, sizes) for names in accepted)
+            raise ValueError(f"{name} must be {wanted}, got {tuple(tensor.shape)}")
+        sizes |= found[0]
+    return sizes
+
+
+def fitted(names: list[str], shape, sizes: dict[str, int]) -> dict[str, int] | None:
+    """The sizes that this shape gives to these axes, or `None` where they contradict."""
+    if len(names) != len(shape):
+        return None
+    more: dict[str, int] = {}
+    for name, size in zip(names, shape, strict=True):
+        known = int(name) if name.isdigit() else (more | sizes).get(name, size)
+        if known != size:
+            return None
+        if not name.isdigit():
+            more[name] = size
+    return more
+
+
+def spelled(names: list[str], sizes: dict[str, int]) -> str:
+    """`(batch, length) = (2, length)`: the axes, and what is known of their sizes."""
+    axes = ", ".join(names) + "," * (len(names) == 1)
+    known = ", ".join(str(sizes.get(name, name)) for name in names) + "," * (len(names) == 1)
+    return f"({axes})" if axes == known else f"({axes}) = ({known})"
+
+
+def floating(**tensors) -> None:
+    """Every tensor must hold floating-point numbers."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise ValueError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+
+
+def same_device(**tensors) -> None:
+    """All tensors must lie where the first one lies."""
+    first, *others = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    for name, tensor in others:
+        if tensor.device != first[1].device:
+            raise ValueError(
+                f"{name} is on {tensor.device}, {first[0]} on {first[1].device}:"
+                " all must be on one device"
+            )

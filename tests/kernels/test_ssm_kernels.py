@@ -1,21 +1,28 @@
-"""The official figures of the selective scan (Mamba) and of state space duality (Mamba-2), for every form of ours."""
+"""Reference outputs of the selective scan (Mamba) and of state space duality (Mamba-2), for every
+form of ours."""
 
 import numpy as np
 import pytest
 import torch
 
-from refimpl.kernels.selective_scan import selective_scan, selective_step
+from refimpl.kernels import BACKENDS
+from refimpl.kernels.selective_scan import composed, selective_scan, selective_step
 from refimpl.kernels.ssd import segsum, ssd, ssd_combined
 
 STEM = "ssm_kernels"
-FORMS = [
-    ("naive", {}),
-    ("numpy", {}),
-    ("torch", {}),
-    ("torch", {"method": "associative"}),
-    ("torch", {"block": 5}),
-    ("triton", {}),
-]
+FORMS = (*BACKENDS, "short blocks", "doubling")
+
+
+def scan(form: str, arguments: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """y and the last state by one of the forms."""
+    if form == "doubling":
+        return composed.with_torch(**arguments, scan=composed.doubling)
+    with pytest.MonkeyPatch.context() as patch:
+        if form == "short blocks":
+            patch.setattr(composed, "block_length", lambda states: 5)
+        backend = form if form in BACKENDS else "torch"
+        y, last = selective_scan(**arguments, return_last_state=True, backend=backend)
+        return y, last
 
 
 def scan_case(case):
@@ -32,14 +39,12 @@ def check_scan(case):
     given, cotangent = scan_case(case)
     softplus = case.arguments.get("delta_softplus", False)
     worst = 0.0
-    for backend, options in FORMS:
-        if backend == "triton" and given["A"].is_complex():
+    for form in FORMS:
+        if form == "triton" and given["A"].is_complex():
             continue
-        differentiable = cotangent is not None and backend in ("torch", "triton")
+        differentiable = cotangent is not None and form not in ("naive", "numpy")
         leaves = {name: t.clone().requires_grad_(differentiable) for name, t in given.items()}
-        y, last = selective_scan(
-            **leaves, delta_softplus=softplus, return_last_state=True, backend=backend, **options
-        )
+        y, last = scan(form, leaves | {"delta_softplus": softplus})
         outputs = {"out": y, "y": y, "last_state": last}
         if differentiable:
             (y * cotangent).sum().backward()

@@ -1,25 +1,384 @@
-"""What the tests of all kernels share: inputs in float64, the distance of two results, and leaving out a form that is not installed."""
+"""What the tests of all kernels and the GPU's benchmark share: problems of drawn shapes, the
+composed form that each is measured by, and the distance of two results. Needs PyTorch alone.
+"""
 
 from __future__ import annotations
 
-import pytest
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
 from torch import Tensor
 
+from refimpl.kernels import Operation, operations
+from refimpl.kernels.grid_encode import PRIME, geometric_scales, table_rows
+from refimpl.kernels.grid_encode.reference import levels
+from refimpl.kernels.lvq_inner_product import pack, unpack
+from refimpl.kernels.selective_scan import doubling
+from refimpl.kernels.selective_scan import with_torch as scan_with_torch
+from refimpl.kernels.ssd import segsum, semiseparable
 
-def as_double(arguments: dict) -> dict:
-    """The same arguments with every floating-point tensor in float64."""
+
+@dataclass(frozen=True)
+class Contract:
+    """How one operation is tested.
+
+    shapes: what a problem is drawn from, name → choices; small ones for loops and interpreter.
+    problem: arguments of the operation in float64, from one choice of each and a generator.
+    composed: the textbook form in the precision of its arguments, whose error is the yardstick;
+        its results are the operation's. Left out, it is the operation's own PyTorch form.
+    batched: arguments whose first axis is the batch, with the choices `plain`.
+    forward_only: why the Triton form has no gradient, where it has none.
+    floor: least tolerance in units of the type's ε times the result's norm: two roundings of the
+        result, where the composed form is exact by luck.
+    """
+
+    shapes: dict[str, list]
+    problem: Callable[..., dict]
+    batched: tuple[str, ...]
+    composed: Callable | None = None
+    forward_only: str = ""
+    floor: float = 2.0
+    plain: dict = field(default_factory=dict)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(g: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+
+# ---------------------------------------------------------------- cascaded group attention
+
+
+def cascade_problem(g, batch, side, heads, key_dim, width, kernel) -> dict:
+    """Weights that keep the variance, as a folded norm leaves them: otherwise the logits grow from
+    head to head until a softmax is a coin toss."""
     return {
-        name: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v
-        for name, v in arguments.items()
+        "x": normal(g, batch, side * side, heads * width),
+        "qkv_weight": normal(g, heads, 2 * key_dim + width, width) / width**0.5,
+        "qkv_bias": normal(g, heads, 2 * key_dim + width),
+        "dw_weight": normal(g, heads, key_dim, kernel, kernel) / kernel,
+        "dw_bias": normal(g, heads, key_dim),
+        "bias_table": normal(g, heads, side * side),
     }
 
 
-def apart(a: Tensor, b: Tensor) -> float:
-    """Norm of the difference, taken in float64."""
-    return float((a.double() - b.double()).norm())
+# ---------------------------------------------------------------- grid lookup
+
+
+def grid_problem(g, batch, num_levels, coarsest, finer, features, max_entries) -> dict:
+    scales = geometric_scales(num_levels, coarsest, coarsest + finer)
+    return {
+        "points": torch.rand(batch, 2, generator=g, dtype=torch.float64),
+        "table": normal(g, table_rows(scales, max_entries), features),
+        "scales": scales,
+        "max_entries": max_entries,
+    }
+
+
+def grid_composed(points: Tensor, table: Tensor, scales, max_entries: int) -> Tensor:
+    """The lookup as a chain of plain operations, level by level."""
+    features = []
+    for level in levels(tuple(scales), max_entries):
+        place = points * level.scale + 0.5
+        cell = place.detach().floor()
+        fraction = place - cell
+        total = 0
+        for i, j in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            corner = cell + torch.tensor([i, j], device=cell.device)
+            x, y = corner.long().unbind(1)
+            index = x ^ (y * PRIME & 0xFFFFFFFF) if level.hashed else x + y * level.lines
+            across = fraction[:, 0] if i else 1 - fraction[:, 0]
+            down = fraction[:, 1] if j else 1 - fraction[:, 1]
+            rows = table[level.first + index % level.rows]
+            total = total + (across * down)[:, None] * rows
+        features.append(total)
+    return torch.cat(features, 1)
+
+
+# ---------------------------------------------------------------- hidden state mixer
+
+
+def mixer_problem(g, batch, channels, states, length, inner, spread, with_A) -> dict:
+    return {
+        "x": normal(g, batch, channels, length),
+        "dt": spread * normal(g, batch, states, length),
+        "B": normal(g, batch, states, length),
+        "C": normal(g, batch, states, length),
+        "A": normal(g, states) if with_A else None,
+        "D": normal(g, 1),
+        "hz_weight": normal(g, 2 * inner, channels),
+        "out_weight": normal(g, channels, inner),
+    }
+
+
+# ---------------------------------------------------------------- LVQ inner products
+
+
+def lvq_problem(g, batch, lead, queries, vectors, dims, bits, with_mean) -> dict:
+    """batch: the queries where there is no leading dimension, else the first leading dimension."""
+    lead = lead if not lead else (batch, *lead[1:])
+    queries = queries if lead else batch
+    codes = torch.randint(0, 2**bits, (*lead, vectors, dims), generator=g, dtype=torch.uint8)
+    return {
+        "queries": normal(g, *lead, queries, dims),
+        "codes": pack(codes, bits),
+        "scale": normal(g, *lead, vectors).abs() / (2**bits - 1),
+        "bias": normal(g, *lead, vectors),
+        "mean": normal(g, dims) if with_mean else None,
+        "bits": bits,
+    }
+
+
+def decode_then_multiply(queries, codes, scale, bias, mean=None, bits=8) -> Tensor:
+    digits = unpack(codes, queries.shape[-1], bits).to(queries.dtype)
+    vectors = digits * scale.to(queries.dtype)[..., None] + bias.to(queries.dtype)[..., None]
+    if mean is not None:
+        vectors = vectors + mean.to(queries.dtype)
+    return queries @ vectors.mT
+
+
+# ---------------------------------------------------------------- selective scan
+
+
+def scan_problem(g, batch, groups, width, states, length, constant, shift, extras) -> dict:
+    """constant: which of B and C are the same at all times; shift: added to delta, so that Δ gets
+    small; extras: D, z, bias, softplus and a state to start from."""
+    channels = groups * width
+
+    def over_time(name: str) -> Tensor:
+        if name in constant:
+            return normal(g, channels, states)
+        return normal(g, batch, groups, states, length)
+
+    delta = normal(g, batch, channels, length) + shift
+    arguments = {
+        "u": normal(g, batch, channels, length),
+        "delta": delta if extras else delta.abs(),
+        "A": -normal(g, channels, states).exp(),
+        "B": over_time("B"),
+        "C": over_time("C"),
+        "return_last_state": True,
+    }
+    if not extras:
+        return arguments
+    return arguments | {
+        "D": normal(g, channels),
+        "z": normal(g, batch, channels, length),
+        "delta_bias": normal(g, channels),
+        "state": normal(g, batch, channels, states),
+        "delta_softplus": True,
+    }
+
+
+def scan_by_doubling(return_last_state: bool = True, **arguments) -> tuple[Tensor, Tensor]:
+    return scan_with_torch(**arguments, scan=doubling)
+
+
+# ---------------------------------------------------------------- state space duality
+
+
+def ssd_problem(g, batch, groups, per_group, width, states, length, chunk, state, reset) -> dict:
+    """state: start from one; reset: at some steps the decay is exactly zero."""
+    heads = groups * per_group
+    a = -normal(g, batch, length, heads).abs()
+    if reset:
+        a = torch.where(torch.rand(a.shape, generator=g) < 0.2, -torch.inf, a)
+    return {
+        "x": normal(g, batch, length, heads, width),
+        "a": a,
+        "B": normal(g, batch, length, groups, states),
+        "C": normal(g, batch, length, groups, states),
+        "state": normal(g, batch, heads, width, states) if state else None,
+        "chunk": chunk,
+        "return_last_state": True,
+    }
+
+
+def ssd_as_matrix(x, a, B, C, state=None, chunk=None, return_last_state=True):
+    """The masked matrix of the whole sequence, and what the first state leaves."""
+    heads = x.shape[2]
+    per_group = heads // B.shape[2]
+    y = semiseparable(a, B, C) @ x.transpose(1, 2)
+    sums = segsum(a.transpose(1, 2))
+    to_end = sums[:, :, -1].exp()  # (b, h, l)
+    B = B.repeat_interleave(per_group, 2).transpose(1, 2)
+    C = C.repeat_interleave(per_group, 2).transpose(1, 2)
+    last = (x.transpose(1, 2) * to_end[..., None]).transpose(-1, -2) @ B
+    if state is not None:
+        since_start = sums[..., 0].exp() * a[:, :1].transpose(1, 2).exp()
+        y = y + since_start[..., None] * (C @ state.transpose(-1, -2))
+        last = last + since_start[:, :, -1, None, None] * state
+    return y.transpose(1, 2), last
+
+
+CONTRACTS: dict[str, Contract] = {
+    "cascaded_group_attention": Contract(
+        shapes={
+            "batch": [1, 2, 3],
+            "side": [1, 2, 3, 4],
+            "heads": [1, 2, 3],
+            "key_dim": [1, 2, 5],
+            "width": [1, 2, 6],
+            "kernel": [1, 3, 7],
+        },
+        problem=cascade_problem,
+        batched=("x",),
+        forward_only="the cascade's way back would need what every head left in registers",
+    ),
+    "grid_encode": Contract(
+        shapes={
+            "batch": [0, 1, 11, 40],
+            "num_levels": [1, 2, 4],
+            "coarsest": [2, 3, 5, 9],
+            "finer": [0, 1, 7, 23],
+            "features": [1, 2, 3, 4, 8],
+            "max_entries": [16, 64, 2**20],
+        },
+        problem=grid_problem,
+        batched=("points",),
+        composed=grid_composed,
+    ),
+    "hsm_ssd": Contract(
+        shapes={
+            "batch": [1, 2, 3],
+            "channels": [1, 2, 5, 16, 20],
+            "states": [1, 4, 16, 19],
+            "length": [1, 2, 21, 37, 80],
+            "inner": [1, 3, 6, 9],
+            "spread": [1.0, 50.0],
+            "with_A": [True, False],
+        },
+        problem=mixer_problem,
+        batched=("x", "dt", "B", "C"),
+    ),
+    "lvq_inner_product": Contract(
+        shapes={
+            "batch": [1, 2, 5, 17],
+            "lead": [(), (3,), (2, 1)],
+            "queries": [1, 2, 5],
+            "vectors": [1, 3, 33, 70],
+            "dims": [1, 2, 9, 32, 41],
+            "bits": [1, 3, 4, 5, 8],
+            "with_mean": [True, False],
+        },
+        problem=lvq_problem,
+        batched=("queries",),
+        composed=decode_then_multiply,
+        plain={"lead": ()},
+    ),
+    "selective_scan": Contract(
+        shapes={
+            "batch": [1, 2],
+            "groups": [1, 2, 3],
+            "width": [1, 2, 5],
+            "states": [1, 3, 4],
+            "length": [1, 2, 7, 19, 33],
+            "constant": ["", "B", "C", "BC"],
+            "shift": [0.0, -8.0],
+            "extras": [True, False],
+        },
+        problem=scan_problem,
+        batched=("u", "delta", "B", "C", "z", "state"),
+        composed=scan_by_doubling,
+        plain={"constant": ""},
+    ),
+    "ssd": Contract(
+        shapes={
+            "batch": [1, 2],
+            "groups": [1, 2],
+            "per_group": [1, 2, 3],
+            "width": [1, 3, 9],
+            "states": [1, 5, 9],
+            "length": [1, 2, 16, 21, 50],
+            "chunk": [1, 3, 16, 64, 200],
+            "state": [True, False],
+            "reset": [False, True],
+        },
+        problem=ssd_problem,
+        batched=("x", "a", "B", "C", "state"),
+        composed=ssd_as_matrix,
+    ),
+}
+
+
+def problem(op: str, seed: int = 0, dtype=torch.float64, **choice) -> dict:
+    """Arguments of `op`; what is not chosen is in the middle of its choices."""
+    contract = CONTRACTS[op]
+    middle = {name: values[len(values) // 2] for name, values in contract.shapes.items()}
+    return cast(contract.problem(generator(seed), **middle | choice), dtype)
+
+
+def drawn(op: str, seed: int) -> dict:
+    """One choice of everything, by seed."""
+    g = generator(seed)
+    choices = CONTRACTS[op].shapes.items()
+    return {name: v[int(torch.randint(len(v), (), generator=g))] for name, v in choices}
+
+
+def cast(arguments: dict, dtype: torch.dtype) -> dict:
+    """The same arguments with every floating-point tensor in this type."""
+    return {name: v.to(dtype) if is_real(v) else v for name, v in arguments.items()}
+
+
+def is_real(value) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def composed(op: str, arguments: dict) -> tuple[Tensor, ...]:
+    """What the composed form makes of these arguments, in their precision."""
+    form = CONTRACTS[op].composed
+    if form is None:
+        return as_tuple(operations()[op].function(**arguments, backend="torch"))
+    return as_tuple(form(**arguments))
+
+
+def call(operation: Operation, arguments: dict, backend: str) -> tuple[Tensor, ...]:
+    return as_tuple(operation.function(**arguments, backend=backend))
+
+
+def as_tuple(result) -> tuple[Tensor, ...]:
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Norm of the difference, taken in float64 on the CPU."""
+    return float((a.detach().double().cpu() - b.detach().double().cpu()).norm())
+
+
+def leaves(arguments: dict) -> dict:
+    """The floating-point tensors, as leaves that ask for a gradient."""
+    return {
+        name: v.detach().clone().requires_grad_() for name, v in arguments.items() if is_real(v)
+    }
+
+
+def gradients(compute: Callable[[dict], tuple[Tensor, ...]], arguments: dict) -> dict[str, Tensor]:
+    """Gradient of Σ results · (fixed random numbers) by every floating-point tensor."""
+    inputs = leaves(arguments)
+    results = compute(arguments | inputs)
+    g = generator(1)
+    upstream = [normal(g, *r.shape).to(r.device, r.dtype) for r in results]
+    found = torch.autograd.grad(results, list(inputs.values()), upstream, allow_unused=True)
+    return {
+        name: torch.zeros_like(leaf) if grad is None else grad
+        for (name, leaf), grad in zip(inputs.items(), found, strict=True)
+    }
+
+
+def allowed(yardstick: float, truth: Tensor, dtype: torch.dtype, factor: float, floor: float):
+    """The largest distance: `factor` times the composed form's, and never less than the floor."""
+    norm = float(truth.double().norm())
+    return max(factor * yardstick, floor * torch.finfo(dtype).eps * norm, math.ulp(norm))
 
 
 def needs_triton(backend: str = "triton") -> None:
     """Skip the test when its form is Triton's and Triton is missing."""
+    import pytest
+
     if backend == "triton":
         pytest.importorskip("triton")
