@@ -49,7 +49,7 @@ def test_gradients_in_float32_are_close_to_those_in_float64():
 
 
 def from_model(model: CascadedGroupAttention) -> dict:
-    """The kernel's weights out of the model: norms folded, smaller query kernels centred in zeros."""
+    """The kernel's weights out of the model: norms folded, smaller kernels centred in zeros."""
     projections = [projection.fuse() for projection in model.qkv_projs]
     depthwise = [convolution.fuse() for convolution in model.query_convs]
     largest = max(convolution.kernel_size[0] for convolution in depthwise)

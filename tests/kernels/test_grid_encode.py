@@ -34,7 +34,7 @@ def test_a_dense_level_inside_the_grid_is_bilinear_interpolation():
 
 
 def test_the_levels_of_the_paper():
-    """16 levels, 16 to 1024: the lines of the float32 rule, the last alone hashed, 19.7 M numbers."""
+    """16 levels, 16 to 1024: lines by the float32 rule, the last alone hashed, 19.7 M numbers."""
     scales = geometric_scales(16, 16, 1024)
     lines = [math.ceil(s) + 1 for s in scales]
     assert lines == [16, 22, 28, 37, 49, 65, 85, 112, 148, 195, 257, 338, 446, 589, 777, 1025]

@@ -1,4 +1,4 @@
-"""What is state space duality's own: the duality, strong and total decay, ranks, the whole layer."""
+"""What is state space duality's own: the duality, strong and total decay, ranks, the layer."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_gradients_through_a_reset_are_those_of_a_decay_that_underflows(backend,
 
 
 def test_segsum_keeps_its_digits_where_differences_of_sums_lose_them():
-    """Strong decay, then weak: late entries are near 1, the sums they are differences of are not."""
+    """Strong decay, then weak: late entries are near 1, the sums they are differences of not."""
     g = torch.Generator().manual_seed(0)
     a = -torch.cat([50 + torch.rand(16, generator=g), torch.rand(48, generator=g) / 100])
     truth = segsum(a.double()).exp()

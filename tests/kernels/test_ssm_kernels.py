@@ -8,6 +8,7 @@ import torch
 from refimpl.kernels import BACKENDS
 from refimpl.kernels.selective_scan import composed, selective_scan, selective_step
 from refimpl.kernels.ssd import segsum, ssd, ssd_combined
+from shared.kernels import normal
 
 STEM = "ssm_kernels"
 FORMS = (*BACKENDS, "short blocks", "doubling")
@@ -26,7 +27,7 @@ def scan(form: str, arguments: dict) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def scan_case(case):
-    """A recorded selective scan: its arguments, and the cotangent when gradients are recorded too."""
+    """A recorded selective scan: its arguments, and the cotangent where there are gradients."""
     given = {name: torch.from_numpy(case.recorded(name)) for name in case.data["inputs"]}
     cotangent = given.pop("dout", given.pop("cotangent", None))
     if "A_real" in given:
@@ -75,7 +76,11 @@ def check_segsum(case):
         return
     truth = case.recorded("exp_segsum_float64")
     counted = truth > 1e-20
-    error = lambda m: np.abs(m.double().exp().tril().numpy() - truth)[counted] / truth[counted]  # noqa: E731
+
+    def error(m: torch.Tensor) -> np.ndarray:
+        found = m.double().exp().tril().numpy()
+        return np.abs(found - truth)[counted] / truth[counted]
+
     sums = x.cumsum(0)
     assert error(ours).max() <= 2 * case.recorded("max_relative_error_stable") + 1e-6
     assert error(sums[:, None] - sums).max() > 100 * error(ours).max(), (
@@ -106,15 +111,19 @@ def check_minimal(case):
 
 def check_combined(case):
     given = {name: torch.from_numpy(case.recorded(name)) for name in case.data["inputs"]}
-    chunk, softplus = case.arguments["chunk_size"], case.arguments["dt_softplus"]
+    chunk = case.arguments["chunk_size"]
+    softplus = case.arguments["dt_softplus"]
     dt = given["dt"] + given["dt_bias"]
     dt = torch.nn.functional.softplus(dt) if softplus else dt
     by_chunk = dt.unflatten(1, (-1, chunk)).permute(0, 3, 1, 2)
-    x, a = given["x"] * dt[..., None], dt * given["A"]
+    x = given["x"] * dt[..., None]
+    a = dt * given["A"]
     pieces = [slice(s, s + chunk) for s in range(0, x.shape[1], chunk)]
-    alone = lambda part: ssd(
-        x[:, part], a[:, part], given["B"][:, part], given["C"][:, part], return_last_state=True
-    )[1]  # noqa: E731
+
+    def alone(part: slice) -> torch.Tensor:
+        tensors = [m[:, part] for m in (x, a, given["B"], given["C"])]
+        return ssd(*tensors, return_last_state=True)[1]
+
     entering = [torch.zeros_like(alone(pieces[0]))] + [
         alone(slice(0, part.stop)) for part in pieces[:-1]
     ]
@@ -155,24 +164,29 @@ def test_official(official_case):
 def test_both_scans_are_one_where_the_decay_is_one_number_a_head(length):
     """Mamba-2 is Mamba with A, Δ and D shared by the channels of a head."""
     g = torch.Generator().manual_seed(length)
-    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
     b, h, p, n, groups = 2, 4, 3, 5, 2
-    x, dt, z = draw(b, length, h, p), draw(b, length, h), draw(b, length, h, p)
-    A, D, bias = -draw(h).exp(), draw(h), draw(h)
-    B, C = draw(b, length, groups, n), draw(b, length, groups, n)
-    by_channel = lambda m: m.flatten(2).transpose(1, 2)  # noqa: E731
-    spread = lambda m: m.repeat_interleave(p)  # noqa: E731
+    x = normal(g, b, length, h, p)
+    dt = normal(g, b, length, h)
+    z = normal(g, b, length, h, p)
+    A = -normal(g, h).exp()
+    D = normal(g, h)
+    bias = normal(g, h)
+    B = normal(g, b, length, groups, n)
+    C = normal(g, b, length, groups, n)
+
+    def by_channel(m: torch.Tensor) -> torch.Tensor:
+        return m.flatten(2).transpose(1, 2)
+
     wanted = selective_scan(
         by_channel(x),
         by_channel(dt.repeat_interleave(p, 2)),
-        spread(A)[:, None].expand(-1, n),
+        A.repeat_interleave(p)[:, None].expand(-1, n),
         B.permute(0, 2, 3, 1),
         C.permute(0, 2, 3, 1),
-        spread(D),
+        D.repeat_interleave(p),
         by_channel(z),
-        spread(bias),
+        bias.repeat_interleave(p),
         delta_softplus=True,
     )
-    torch.testing.assert_close(
-        by_channel(ssd_combined(x, dt, A, B, C, D, z, bias, dt_softplus=True, chunk=8)), wanted
-    )
+    found = ssd_combined(x, dt, A, B, C, D, z, bias, dt_softplus=True, chunk=8)
+    torch.testing.assert_close(by_channel(found), wanted)
