@@ -14,7 +14,7 @@ import torch
 import refimpl
 from refimpl import layers
 from refimpl.catalogue import Claim, Paper
-from refimpl.chapter import claims, freshness, rules, session, show
+from refimpl.chapter import claims, freshness, rules, session, show, tables
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_source_refuses_what_has_none(thing):
 
 
 def test_table_is_accessible_and_escapes(published):
-    show.table(
+    tables.table(
         [
             {"Model": "a<b", "Parameters": 3, "Note": "`x` & y"},
             {"Model": "c", "Parameters": 12, "Note": ""},
@@ -110,9 +110,9 @@ def test_table_is_accessible_and_escapes(published):
     )
     assert "Parameters" in published[0][0]["text/plain"]
     with pytest.raises(ValueError, match="row 1"):
-        show.table([{"a": 1}, {"b": 2}])
+        tables.table([{"a": 1}, {"b": 2}])
     with pytest.raises(ValueError, match="no rows"):
-        show.table([])
+        tables.table([])
 
 
 # -- claims

@@ -447,23 +447,29 @@ def test_compare():
     found = measure.compare(
         {"one": lambda: a + 1, "two": lambda: (a + 1) + 1}, rounds=3, min_time=0
     )
-    assert (
-        found["one"].ratio == 1
-        and found["two"].low <= found["two"].median <= found["two"].high
-        and found["two"].iqr >= 0
-    )
-    assert [row["Form"] for row in found.rows()] == ["one", "two"]
-    assert "3 rounds" in found.caption()
-    with pytest.raises(ValueError, match="'one', 'two'"):
+    two = found["two"]
+    assert found["one"].ratio == 1
+    assert two.low <= two.median <= two.high
+    assert two.iqr == two.high - two.low
+    assert [row["Candidate"] for row in found.rows()] == ["one", "two"]
+    assert "3 rounds in turns, 1 thread" in found.caption()
+    with pytest.raises(ValueError, match="unknown candidate 'three'; there are 'one', 'two'"):
         found["three"]
-    for forms, options in (
-        ({}, {}),
-        ({"a": 3}, {}),
-        ({"a": int}, {"rounds": 1}),
-        ({"a": int}, {"threads": 0}),
-    ):
-        with pytest.raises(ValueError, match="compare"):
-            measure.compare(forms, **options)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "options", "message"),
+    [
+        ({}, {}, "candidates is empty"),
+        ({"a": 3}, {}, "the candidate 'a' is int, wanted a function"),
+        ({"a": int}, {"rounds": 1}, "rounds=1 must be an integer of at least 3"),
+        ({"a": int}, {"threads": 0}, "threads=0"),
+        ({"a": int}, {"min_time": -1}, "min_time=-1"),
+    ],
+)
+def test_compare_refuses(candidates, options, message):
+    with pytest.raises(ValueError, match=message):
+        measure.compare(candidates, **options)
 
 
 def test_processor_time_leaves_waiting_out():

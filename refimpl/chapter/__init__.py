@@ -8,7 +8,8 @@ from refimpl.chapter.freshness import stamp
 from refimpl.chapter.results import stored
 from refimpl.chapter.runs import recorded
 from refimpl.chapter.session import setup
-from refimpl.chapter.show import say, show_source, table
+from refimpl.chapter.show import say, show_source
+from refimpl.chapter.tables import table
 
 __all__ = [
     "atlas",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from refimpl import catalogue, checks
-from refimpl.chapter import rules, show
+from refimpl.chapter import rules, tables
 
 VERDICTS = ("supports", "contradicts", "inconclusive", "not tested here")
 SIGNS = {"supports": "✓", "contradicts": "✗", "inconclusive": "≈", "not tested here": "–"}
@@ -135,7 +135,7 @@ def table(stem: str) -> None:
         }
         for i, (claim, made) in enumerate(found, 1)
     ]
-    show.table(
+    tables.table(
         shown,
         f"The claims of {catalogue.PAPERS[stem].name}, and what this run found",
         metadata={"refimpl": {"claims": [made.record() for _, made in found]}},

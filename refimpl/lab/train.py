@@ -1,4 +1,7 @@
-"""Train a small model in a chapter: AdamW, cosine schedule with warm-up, a quiet progress bar, and the same result for the same seed."""
+"""Train a small model in a chapter: AdamW, cosine schedule with warm-up, a quiet progress bar.
+
+The same seed gives the same result.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refimpl import checks
 from refimpl.lab.data import Dataset
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -21,7 +25,7 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass
 class History:
-    """What a training run left: the loss of every step, and the test score at the steps where it was evaluated."""
+    """What a training run left: the loss of every step, the test score where it was evaluated."""
 
     label: str
     loss: list[float] = field(default_factory=list)
@@ -36,7 +40,8 @@ class History:
 
     def smooth(self, window: int = 20) -> list[float]:
         """Running mean of the loss over `window` steps (fewer at the start), for plots."""
-        total, means = 0.0, []
+        total = 0.0
+        means = []
         for i, value in enumerate(self.loss):
             total += value - (self.loss[i - window] if i >= window else 0.0)
             means.append(total / min(i + 1, window))
@@ -44,11 +49,14 @@ class History:
 
     def __repr__(self) -> str:
         score = f"{self.score[-1]:.3f}" if self.score else "none"
-        return f"{self.label or 'training'}: {len(self.loss)} steps in {self.seconds:.1f} s, loss {self.smooth()[-1]:.3f}, test score {score}"
+        return (
+            f"{self.label or 'training'}: {len(self.loss)} steps in {self.seconds:.1f} s,"
+            f" loss {self.smooth()[-1]:.3f}, test score {score}"
+        )
 
 
 def standard_loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy for integer labels, (b,) or (b, h, w); binary cross-entropy for float labels (b, classes) of 0 and 1."""
+    """Cross-entropy for integer labels, (b,) or (b, h, w); binary for float labels of 0 and 1."""
     outputs = model(images)
     if labels.is_floating_point():
         return F.binary_cross_entropy_with_logits(outputs, labels)
@@ -56,13 +64,15 @@ def standard_loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def standard_metric(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Share of right answers: top-1 for integer labels, right signs for float labels of 0 and 1. One number per sample."""
-    right = (
-        (outputs > 0) == (labels > 0.5)
-        if labels.is_floating_point()
-        else outputs.argmax(1) == labels
-    )
-    return right.float().flatten(1).mean(1) if right.dim() > 1 else right.float()
+    """Fraction of right answers, one number per sample (b,).
+
+    Top-1 for integer labels, right signs for float labels of 0 and 1.
+    """
+    if labels.is_floating_point():
+        right = (outputs > 0) == (labels > 0.5)
+    else:
+        right = outputs.argmax(1) == labels
+    return right.float().unsqueeze(-1).flatten(1).mean(1)
 
 
 @torch.no_grad()
@@ -73,8 +83,9 @@ def evaluate(
     metric: Metric = standard_metric,
     batch_size: int = 256,
 ) -> float:
-    """Mean of `metric` over a set, in evaluation mode (the model's own mode comes back afterwards)."""
-    device, training = device_of(model), model.training
+    """Mean of `metric` over a set, in evaluation mode; the model's own mode comes back after."""
+    device = device_of(model)
+    training = model.training
     model.eval()
     scores = [
         metric(model(x.to(device)), y.to(device)).cpu()
@@ -103,50 +114,35 @@ def fit(
 ) -> History:
     """Train `model` in place on `data`'s training part and score it on the test part.
 
-    steps or epochs (one of them): how long; lr: peak of a linear warm-up (share `warmup` of the steps) and a cosine down to 0;
-    weight_decay: on tensors of two or more dimensions; loss: `(model, images, labels) -> scalar`; metric: `(outputs, labels) -> (b,)`;
-    eval_every: steps between evaluations (the last step is always evaluated); device: where the model is moved, by default a GPU if
-    there is one. The model is left in evaluation mode. The same seed, model and machine give the same weights, bit for bit on a CPU;
-    the global random state is left as it was.
-    """
-    if (steps is None) == (epochs is None):
-        raise ValueError(f"fit: give either steps or epochs, got steps={steps} and epochs={epochs}")
-    if not isinstance(data, Dataset):
-        raise ValueError(
-            f"fit: data is {type(data).__name__}, wanted a lab.data.Dataset; build one with lab.data.split(images, labels, classes)"
-        )
-    count = len(data.train_images)
-    if not 1 <= batch_size <= count:
-        raise ValueError(
-            f"fit: batch_size={batch_size} must be between 1 and the {count} training images"
-        )
-    steps = steps if steps is not None else epochs * (count // batch_size)
-    for name, value, least in (
-        ("steps", steps, 1),
-        ("lr", lr, 0),
-        ("weight_decay", weight_decay, 0),
-        ("eval_every", eval_every or 1, 1),
-    ):
-        if value < least:
-            raise ValueError(f"fit: {name}={value} must be at least {least}")
-    if not 0 <= warmup < 1:
-        raise ValueError(
-            f"fit: warmup={warmup} must be a share of the steps, from 0 up to but not including 1"
-        )
+    The model is left in evaluation mode, the global random state as it was. The same seed, model
+    and machine give the same weights, bit for bit on a CPU.
 
+    steps, epochs: how long; one of them.
+    lr: peak of a linear warm-up, over the fraction `warmup` of the steps, and a cosine down to 0.
+    weight_decay: on tensors of two or more dimensions.
+    loss: (model, images, labels) -> scalar.
+    metric: (outputs, labels) -> (b,).
+    eval_every: steps between evaluations; the last step is always evaluated.
+    device: where the model is moved, by default a GPU if there is one.
+    """
+    steps = checked_steps(data, steps, epochs, batch_size)
+    checks.at_least(0, lr=lr, weight_decay=weight_decay)
+    checks.fraction(warmup=warmup)
+    if eval_every is not None:
+        checks.integer(1, eval_every=eval_every)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(device).train()
-    images, labels = data.train_images.to(device), data.train_labels.to(device)
+    images = data.train_images.to(device)
+    labels = data.train_labels.to(device)
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: factor(step, steps, warmup)
     )
-    batches = endless_batches(count, batch_size, torch.Generator().manual_seed(seed))
-    history, start = History(label), time.perf_counter()
-    with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        progress(steps, label) as bar,
-    ):
+    batches = endless_batches(len(images), batch_size, torch.Generator().manual_seed(seed))
+    history = History(label)
+    start = time.perf_counter()
+    forked = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=forked), progress(steps, label) as bar:
         torch.manual_seed(seed)
         for step in range(1, steps + 1):
             batch = next(batches).to(device)
@@ -164,6 +160,25 @@ def fit(
         bar.close_with(repr(history))
     model.eval()
     return history
+
+
+def checked_steps(data: Dataset, steps: int | None, epochs: int | None, batch_size: int) -> int:
+    """How many steps `fit` takes, or a `ValueError`."""
+    if (steps is None) == (epochs is None):
+        raise ValueError(f"fit: give either steps or epochs, got steps={steps} and epochs={epochs}")
+    if not isinstance(data, Dataset):
+        raise ValueError(
+            f"fit: data is {type(data).__name__}, wanted a lab.data.Dataset; build one with"
+            " lab.data.split(images, labels, classes)"
+        )
+    count = len(data.train)
+    if not 1 <= batch_size <= count:
+        raise ValueError(
+            f"fit: batch_size={batch_size} must be between 1 and the {count} training images"
+        )
+    steps = steps if steps is not None else epochs * (count // batch_size)
+    checks.integer(1, steps=steps)
+    return steps
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -201,7 +216,10 @@ def in_notebook() -> bool:
 
 
 class CellLine:
-    """A text stream for tqdm that rewrites one line of a notebook's output, so that a stored notebook keeps the last line only."""
+    """A text stream for tqdm that rewrites one line of a notebook's output.
+
+    A stored notebook so keeps the last line only.
+    """
 
     def __init__(self):
         from IPython.display import display
@@ -217,7 +235,10 @@ class CellLine:
 
 
 class progress:
-    """`with progress(total, label) as bar`: a tqdm bar. In a notebook it leaves one quiet line; `TQDM_DISABLE=1` turns the bar off, not the line."""
+    """`with progress(total, label) as bar`: a tqdm bar that leaves one quiet line in a notebook.
+
+    `TQDM_DISABLE=1` turns the bar off, not the line.
+    """
 
     def __init__(self, total: int, label: str = ""):
         from tqdm import tqdm
