@@ -1,4 +1,4 @@
-"""ENAMEL: the official figures, the estimator's properties, the races, the command."""
+"""ENAMEL: reference outputs, the estimator's properties, the races, the command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refimpl.bases.programs.tasks import Sample, Task, read_samples, task, tasks
+from refimpl.bases.programs.__main__ import Results, record, table
+from refimpl.bases.programs.tasks import Sample, Task, read_samples, read_task, task, tasks
 from refimpl.papers import enamel
 from refimpl.papers.enamel import (
     Evaluation,
@@ -29,11 +30,11 @@ from refimpl.papers.enamel import (
     Setting,
     eff_at_k,
     efficiency,
+    estimator_weights,
     evaluate,
     hodges_lehmann,
     pass_at_k,
     score_program,
-    weights,
 )
 
 STEM = "enamel"
@@ -43,10 +44,14 @@ posix = pytest.mark.skipif(
 QUICK = Setting(
     tests=(8, 2, 2, 2), repeats=1, tolerance=0.5
 )  # a tolerance that a busy machine does not use up: no verdict here hangs on speed
+SWALLOW = """    while True:
+        try:
+            while True: pass
+        except BaseException: pass"""
 ROOT = Path(enamel.__file__).parents[2]
 
 
-# --- official figures ---------------------------------------------------------------------------------------------------------------
+# --- reference outputs --------------------------------------------------------------------------
 
 
 def test_official(official_case):
@@ -73,7 +78,7 @@ def official_eff(case):
 
 
 def official_weights(case):
-    got = weights(int(case.recorded("n")), int(case.recorded("k")))
+    got = estimator_weights(int(case.recorded("n")), int(case.recorded("k")))
     return dict.fromkeys(case.data["outputs"], got)
 
 
@@ -135,7 +140,7 @@ OFFICIAL = {
 }
 
 
-# --- the estimator ------------------------------------------------------------------------------------------------------------------
+# --- the estimator ------------------------------------------------------------------------------
 
 unit = st.floats(0, 2, allow_subnormal=False)
 
@@ -162,21 +167,21 @@ def test_recurrence_against_exact_fractions(n, k):
     exact = [Fraction(math.comb(r - 1, k - 1), math.comb(n, k)) for r in range(k, n + 1)]
     error = max(
         abs(Fraction(float(w)) / x - 1)
-        for w, x in zip(weights(n, k), exact, strict=True)
+        for w, x in zip(estimator_weights(n, k), exact, strict=True)
         if x > Fraction(1, 10**300)
     )
     assert error < 1e-12
-    assert weights(n, k).sum() == pytest.approx(1, abs=1e-12)
+    assert estimator_weights(n, k).sum() == pytest.approx(1, abs=1e-12)
 
 
 def test_factorials_overflow_where_the_recurrence_does_not():
     with pytest.raises(OverflowError):
         float(math.factorial(171))
-    assert np.isfinite(weights(20_000, 10_000)).all()
+    assert np.isfinite(estimator_weights(20_000, 10_000)).all()
 
 
 def test_average_of_all_subsets_varies_less_than_one():
-    """Over new sets of samples, the variance is at most k/n of one subset's (the bound for U-statistics)."""
+    """Over new sets of samples its variance is at most k/n of one subset's (U-statistics)."""
     rng = np.random.default_rng(0)
     n, k, draws = 20, 5, 4000
     samples = rng.random((draws, n)) ** 3
@@ -197,7 +202,7 @@ def test_hodges_lehmann_by_definition(times):
     assert hodges_lehmann([1.0, 1.1, 0.9, 1.0, 1.1, 60.0]) < 1.2  # one outlier of six
 
 
-# --- scores -------------------------------------------------------------------------------------------------------------------------
+# --- scores -------------------------------------------------------------------------------------
 
 
 def test_faster_than_the_reference_scores_above_one():
@@ -253,8 +258,8 @@ def test_every_repeat_counts():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: weights(3, 4), "k=4 .* n=3"),
-        (lambda: weights(3, 0), "k=0"),
+        (lambda: estimator_weights(3, 4), "k=4 .* n=3"),
+        (lambda: estimator_weights(3, 0), "k=0"),
         (lambda: eff_at_k([], 1), "n=0"),
         (lambda: eff_at_k([0.5, math.nan], 1), "finite"),
         (lambda: eff_at_k([[0.5]], 1), "shape"),
@@ -268,7 +273,7 @@ def test_every_repeat_counts():
         (lambda: Setting(repeats=0), "repeats=0"),
         (lambda: Setting(alpha=1.0), "alpha=1.0"),
         (lambda: Setting(tolerance=-1), "tolerance=-1"),
-        (lambda: task("two_sums"), "did you mean two_sum"),
+        (lambda: task("two_sums"), "did you mean 'two_sum'"),
         (lambda: Race(task("two_sum"), Setting(tests=(4, 4), hardness=(0, 1))), "has 4 levels"),
         (lambda: evaluate([Sample("nothing like it", "")]), "unknown problem 'nothing like it'"),
     ],
@@ -278,7 +283,7 @@ def test_bad_input(make, words):
         make()
 
 
-# --- the problem set ----------------------------------------------------------------------------------------------------------------
+# --- the problem set ----------------------------------------------------------------------------
 
 
 def test_problem_set_is_large_enough():
@@ -298,7 +303,9 @@ def test_problem_set_is_large_enough():
 
 @pytest.mark.parametrize("name", tasks())
 def test_cases_follow_from_their_seeds(name):
-    make = lambda seed, case: enamel.make_case(task(name), 1, case, Setting(seed=seed))  # noqa: E731
+    def make(seed, case):
+        return enamel.make_case(task(name), 1, case, Setting(seed=seed))
+
     assert make(1, 0) == make(1, 0)
     assert any(make(1, case) != make(2, case) for case in range(4))
 
@@ -306,7 +313,7 @@ def test_cases_follow_from_their_seeds(name):
 @posix
 @pytest.mark.parametrize("name", tasks())
 def test_solutions_are_what_their_authors_say(name):
-    """Right ones pass, wrong ones fail, and at the last level nothing of quadratic cost or worse is left."""
+    """Right ones pass, wrong ones fail; quadratic cost or worse ends before the last level."""
     race = Race(task(name), QUICK)
     for solution in task(name).solutions.values():
         score = race.score(solution.code)
@@ -386,7 +393,7 @@ def test_hostile_samples_leave_the_rest_unharmed():
     bad = (
         "    import os; os.kill(os.getppid(), 9)",
         "    import os; os._exit(0)",
-        "    while True:\n        try:\n            while True: pass\n        except BaseException: pass",
+        SWALLOW,
         "    import sys; sys.stdout.write('x' * (1 << 28)); return 0",
     )
     done = evaluate([Sample("max_subarray", code) for code in (good, *bad, good)], QUICK)
@@ -394,7 +401,7 @@ def test_hostile_samples_leave_the_rest_unharmed():
     assert "refused" in done.results[1][1].why and "exit" in done.results[2][1].why
 
 
-# --- samples and results ------------------------------------------------------------------------------------------------------------
+# --- samples and results ------------------------------------------------------------------------
 
 
 def test_malformed_lines_are_reported_by_number():
@@ -416,7 +423,7 @@ def test_malformed_lines_are_reported_by_number():
     assert [c.split(":")[0] for c in complaints] == [f"line {n}" for n in (3, 4, 5, 6, 7, 8, 9, 10)]
     assert (
         'no "code"' in complaints[2]
-        and "did you mean two_sum" in complaints[4]
+        and "did you mean 'two_sum'" in complaints[4]
         and "NoneType" in complaints[6]
     )
 
@@ -433,18 +440,18 @@ def made_up() -> Evaluation:
     )
 
 
-def test_figures_are_means_over_problems():
+def test_estimates_are_means_over_problems():
     done = made_up()
-    figures = done.figures((1, 2, 3))
-    assert figures == {
+    estimates = done.estimates((1, 2, 3))
+    assert estimates == {
         "eff@1": 0.375,
         "eff@2": pytest.approx((0.25 + 5 / 6) / 2),
         "pass@1": pytest.approx(5 / 6),
         "pass@2": 1.0,
     }, "k = 3 needs three samples of each"
-    assert done.figures((1,), "fib_mod") == {"eff@1": 0.25, "pass@1": 1.0}
-    assert "mean over problems" in done.table() and done.table().count("\n") == 3
-    assert json.loads(json.dumps(done.record(), allow_nan=False))["samples"][0]["times"] == [
+    assert done.estimates((1,), "fib_mod") == {"eff@1": 0.25, "pass@1": 1.0}
+    assert "mean over problems" in table(done) and table(done).count("\n") == 3
+    assert json.loads(json.dumps(record(done), allow_nan=False))["samples"][0]["times"] == [
         0.0,
         1.0,
         None,
@@ -455,19 +462,30 @@ def test_figures_are_means_over_problems():
 def test_nothing_evaluated_is_no_error():
     empty = Evaluation(Setting(), [])
     assert (
-        empty.figures() == {}
-        and empty.table().startswith("problem")
-        and empty.record()["samples"] == []
+        empty.estimates() == {}
+        and table(empty).startswith("problem")
+        and record(empty)["samples"] == []
     )
+
+
+def default_signals() -> None:
+    """In a child, before it starts: it must not inherit that SIGINT is ignored (nohup, `&`)."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def command(*arguments, temporary: Path | None = None) -> subprocess.Popen:
-    environment = (
-        os.environ | {"PYTHONPATH": str(ROOT)} | ({"TMPDIR": str(temporary)} if temporary else {})
-    )
-    line = [sys.executable, "-m", "refimpl.papers.enamel", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    if temporary:
+        environment["TMPDIR"] = str(temporary)
+    line = [sys.executable, "-m", "refimpl.bases.programs", *map(str, arguments)]
     return subprocess.Popen(
-        line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        line,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=default_signals if hasattr(os, "fork") else None,
     )
 
 
@@ -512,13 +530,16 @@ def test_command(tmp_path):
 
 
 @posix
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interruption_keeps_what_is_finished(tmp_path, how):
-    """Every process of the runner has its working directory under TMPDIR, which must be empty at the end, and nobody's."""
+    """Every process of the sandbox works in a folder under TMPDIR.
+
+    At the end that must be empty, and no process may be there.
+    """
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     quick = task("longest_unique").solutions["shrinking_window"].code
-    slow = "    while len(s) < 50:\n        try:\n            while True: pass\n        except BaseException: pass\n    return 0"
+    slow = SWALLOW.replace("while True:", "while len(s) < 50:", 1) + "\n    return 0"
     path = sample_file(
         tmp_path / "samples.jsonl", [quick, quick] + [slow] * 50, problem="longest_unique"
     )
@@ -532,8 +553,8 @@ def test_interruption_keeps_what_is_finished(tmp_path, how):
     out, err = process.communicate(timeout=20)
     assert process.returncode == 130, err
     assert "interrupted after" in err and "longest_unique" in out
-    record = json.loads((tmp_path / "samples.results.json").read_text())
-    assert record["interrupted"] and len(record["samples"]) == 2 and record["samples"][0]["passed"]
+    kept = json.loads((tmp_path / "samples.results.json").read_text())
+    assert kept["interrupted"] and len(kept["samples"]) == 2 and kept["samples"][0]["passed"]
     assert not list(temporary.iterdir()) and not living_in(temporary)
 
 
@@ -569,6 +590,76 @@ def test_command_refuses_what_it_cannot_do(tmp_path):
         assert process.returncode == 2 and words in err, err
 
 
+@posix
+def test_outputs_are_checked_before_the_first_race(tmp_path):
+    """A target that can't be written costs a sentence, not minutes of races."""
+    samples = sample_file(tmp_path / "samples.jsonl", [""] * 50)
+    for target in (tmp_path / "no" / "such" / "x.json", tmp_path):
+        before = time.perf_counter()
+        process = command(samples, "--json", target)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 2 and "results can't be written" in err and not out
+        assert "Traceback" not in err and time.perf_counter() - before < 20
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.jsonl"]
+
+
+def test_results_are_written_as_they_come(tmp_path, monkeypatch, capsys):
+    """Every few seconds, whole or not at all; a full disk loses neither the races nor the table."""
+    monkeypatch.setattr("refimpl.bases.programs.__main__.SAVE_SECONDS", 0.0)
+    results = Results(tmp_path / "r.json")
+    results.check()
+    done = made_up()
+    first = Evaluation(done.setting, done.results[:2])
+    assert results.save(first, (1,), [])
+    assert len(json.loads((tmp_path / "r.json").read_text())["samples"]) == 2
+    monkeypatch.setattr(os, "replace", full_disk)
+    assert not results.save(done, (1,), []) and not results.save(done, (1,), [])
+    assert capsys.readouterr().err.count("No space left") == 1, "said once"
+    assert len(json.loads((tmp_path / "r.json").read_text())["samples"]) == 2
+
+
+def full_disk(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_evaluation_tells_after_every_sample(monkeypatch):
+    seen = []
+    monkeypatch.setattr(enamel.Race, "__init__", quick_race)
+    monkeypatch.setattr(enamel.Race, "score", lambda self, code: Score(True, 1.0, (), ()))
+    samples = [Sample("two_sum", ""), Sample("fib_mod", ""), Sample("two_sum", "")]
+    evaluate(samples, QUICK, finished=lambda done: seen.append(len(done.results)))
+    assert seen == [1, 2, 3]
+    assert [s.task for s, _ in evaluate(samples, QUICK).results] == ["two_sum"] * 2 + ["fib_mod"]
+
+
+def quick_race(self, problem, setting):
+    self.problem = problem
+
+
+@posix
+def test_an_ignored_sigint_is_no_trouble(tmp_path):
+    """Started with nohup or in the background of a script: SIGTERM ends it, as the help says."""
+    out, _ = command("--help").communicate(timeout=60)
+    assert "SIGTERM" in out and "nohup" in out
+    script = f"""
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.argv = ["x", {str(sample_file(tmp_path / "s.jsonl", [""]))!r}, *{list(map(str, QUICKLY))!r}]
+from refimpl.bases.programs.__main__ import main
+sys.exit(main())"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and "max_subarray" in done.stdout, done.stderr
+
+
+def test_earlier_address_of_the_command():
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "refimpl.papers.enamel", "--prompts"]
+    out = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60).stdout
+    assert len(out.splitlines()) == len(tasks())
+
+
 def test_command_prints_prompts_and_an_example():
     out, _ = command("--prompts").communicate(timeout=60)
     assert {json.loads(line)["problem"] for line in out.splitlines()} == set(tasks())
@@ -577,22 +668,28 @@ def test_command_prints_prompts_and_an_example():
     assert not complaints and len(samples) == sum(len(t.solutions) for t in tasks().values())
 
 
-# --- where the official code departs ------------------------------------------------------------------------------------------------
+# --- where the official code departs ------------------------------------------------------------
 
 
 @posix
 def test_swallowed_exceptions_end_at_the_limit():
-    """Where a time limit is an exception raised inside the program, as in the official executor, this one never ends; here its process is killed."""
-    swallow = "    while True:\n        try:\n            while True: pass\n        except BaseException: pass"
+    """Here its process is killed.
+
+    Where a time limit is an exception raised inside the program, as in the official executor, this
+    one never ends.
+    """
     race = Race(task("longest_unique"), QUICK)
     before = time.perf_counter()
-    score = race.score(swallow)
+    score = race.score(SWALLOW)
     assert not score.passed and "timeout" in score.why and time.perf_counter() - before < 10
 
 
 @posix
 def test_patched_clock_gains_nothing():
-    """Where program and timer share a process, patching `time` makes any program instant; here the caller holds the clock."""
+    """Here the caller holds the clock.
+
+    Where program and timer share a process, patching `time` makes any program instant.
+    """
     race = Race(task("max_subarray"), QUICK)
     patch = "    import time\n    time.time = time.perf_counter = lambda: 0.0\n"
     slow = task("max_subarray").solutions["all_runs"].code
@@ -602,7 +699,7 @@ def test_patched_clock_gains_nothing():
 
 @posix
 def test_memory_between_runs_gains_nothing():
-    """Where repeats share a process, a program can remember its outputs; here every run is a fresh process."""
+    """Every run is a fresh process; where repeats share one, a program can remember outputs."""
     race = Race(task("max_subarray"), Setting(tests=(1, 1, 1, 1), repeats=3, tolerance=0.5))
     remember = """
     import sys
@@ -616,7 +713,10 @@ def test_memory_between_runs_gains_nothing():
 
 @posix
 def test_limit_is_measured_anew():
-    """T is α times the reference's slowest level as this machine ran it just now, so two races of one problem differ, and so do scores of equal times."""
+    """T is α times the reference's slowest level as this machine ran it just now.
+
+    So two races of one problem differ, and so do scores of equal times.
+    """
     first, second = (Race(task("fib_mod"), QUICK) for _ in range(2))
     for race in (first, second):
         assert (
@@ -632,9 +732,7 @@ def test_limit_is_measured_anew():
     assert again > once
 
 
-def test_a_task_is_read_from_its_file(tmp_path):
-    from refimpl.bases.programs.tasks import read_task
-
+def test_a_task_is_read_from_its_module(tmp_path):
     path = tmp_path / "double.py"
     path.write_text(
         '''
@@ -650,13 +748,16 @@ def reference(x):
 
 def add(x):
     """O(1), right: x + x."""
+
+    # a comment of its own
     return x + x
 '''
     )
-    read = read_task(path)
-    assert (
-        isinstance(read, Task)
-        and read.name == "double"
-        and read.solutions["add"].cost == "O(1)"
-        and read.reference == "    return 2 * x\n"
-    )
+    spec = importlib.util.spec_from_file_location("double", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    read = read_task(module)
+    assert isinstance(read, Task) and read.name == "double"
+    assert read.reference == "    return 2 * x\n"
+    assert read.solutions["add"].cost == "O(1)" and read.solutions["add"].right
+    assert read.solutions["add"].code == "    # a comment of its own\n    return x + x\n"

@@ -1,6 +1,9 @@
 PROMPT = '''
 def fib_mod(n: int, m: int) -> int:
-    """The remainder of the n-th Fibonacci number modulo m. F(0) = 0, F(1) = 1; n may have thousands of binary digits."""
+    """The remainder of the n-th Fibonacci number modulo m.
+
+    F(0) = 0, F(1) = 1; n may have thousands of binary digits.
+    """
 '''
 EXAMPLES = [((10, 100), 55), ((0, 7), 0), ((20, 1000), 765)]
 SIZES = (16, 300, 3_000, 20_000)
@@ -25,7 +28,7 @@ def reference(n, m):
 
 
 def matrix_power(n, m):
-    """O(log n), right: powers of [[1, 1], [1, 0]], eight products a step where doubling needs three."""
+    """O(log n), right: powers of [[1, 1], [1, 0]], eight products where doubling needs three."""
 
     def product(p, q):
         return [[sum(p[i][k] * q[k][j] for k in range(2)) % m for j in range(2)] for i in range(2)]

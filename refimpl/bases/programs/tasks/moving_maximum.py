@@ -1,6 +1,9 @@
 PROMPT = '''
 def moving_maximum(xs: list[int], w: int) -> list[int]:
-    """The maximum of every run of w neighbouring numbers, from left to right; an empty list when there are fewer than w numbers."""
+    """The maximum of every run of w neighbouring numbers, from left to right.
+
+    An empty list when there are fewer than w numbers.
+    """
 '''
 EXAMPLES = [(([1, 3, 2, 5], 2), [3, 3, 5]), (([4, 4], 1), [4, 4]), (([1], 3), [])]
 SIZES = (20, 200, 2_000, 20_000)
