@@ -11,13 +11,10 @@ weights is timed beside ours where timm is importable.
 from __future__ import annotations
 
 import argparse
-import importlib
-import inspect
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from fnmatch import fnmatch
 from functools import partial
@@ -32,6 +29,7 @@ from tqdm import tqdm
 
 import refimpl
 import store
+from refimpl import kernels
 from refimpl.lab import measure
 from refimpl.weights import load_official
 
@@ -185,10 +183,10 @@ def as_tuple(result: Tensor | tuple | list) -> tuple[Tensor, ...]:
 def measure_kernel(op: str, ceilings: measure.Ceilings, rounds: int) -> dict:
     """Agreement of each form with the loops in float64 on a small problem, as a multiple of the
     composed form's own rounding error; time of the fast forms on a large one, against the limit."""
-    module = importlib.import_module(f"refimpl.kernels.{op}")
-    call = getattr(module, op)
-    small = module.example("small")
-    truth = call(**module.example("small", dtype=torch.float64), backend="naive")
+    operation = kernels.operations()[op]
+    call = operation.function
+    small = operation.example("small")
+    truth = call(**operation.example("small", dtype=torch.float64), backend="naive")
     unit = max(relative_error(call(**small, backend="torch"), truth), 1e-9)
     errors = {"numpy": relative_error(call(**small, backend="numpy"), truth), "torch": unit}
     interpreted = subprocess.run(
@@ -202,7 +200,7 @@ def measure_kernel(op: str, ceilings: measure.Ceilings, rounds: int) -> dict:
     if GPU:
         there = {k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in small.items()}
         errors["triton_gpu"] = relative_error(call(**there, backend="triton"), truth)
-    large = module.example("large", device=DEVICE)
+    large = operation.example("large", device=DEVICE)
     backends = ("torch", "triton") if GPU else ("torch", "numpy")
     found = measure.compare(
         {backend: partial(call, **large, backend=backend) for backend in backends},
@@ -210,8 +208,7 @@ def measure_kernel(op: str, ceilings: measure.Ceilings, rounds: int) -> dict:
         min_time=0.02,
         processor_time=not GPU,
     )
-    arguments = inspect.signature(module.cost).parameters
-    cost = module.cost(**{k: v for k, v in large.items() if k in arguments})
+    cost = operation.cost(**large)
     return {
         "op": op,
         "shapes": {k: list(v.shape) for k, v in large.items() if isinstance(v, Tensor)},
@@ -228,24 +225,18 @@ def measure_kernel(op: str, ceilings: measure.Ceilings, rounds: int) -> dict:
 
 def interpret(op: str) -> None:
     """With TRITON_INTERPRET=1, in a process of its own: print the error of the Triton form."""
-    module = importlib.import_module(f"refimpl.kernels.{op}")
-    call = getattr(module, op)
-    truth = call(**module.example("small", dtype=torch.float64), backend="naive")
-    print(relative_error(call(**module.example("small"), backend="triton"), truth))
+    operation = kernels.operations()[op]
+    call = operation.function
+    truth = call(**operation.example("small", dtype=torch.float64), backend="naive")
+    print(relative_error(call(**operation.example("small"), backend="triton"), truth))
 
 
 def bench_kernels(pattern: str, rounds: int, ceilings: measure.Ceilings) -> None:
     """Measure the kernels that match into `kernels/<op>.json`."""
-    chosen = [op for op in operations() if fnmatch(op, pattern)]
+    chosen = [op for op in kernels.operations() if fnmatch(op, pattern)]
     for op in tqdm(chosen, unit="kernel", desc="kernels"):
         record = heading(ceilings) | measure_kernel(op, ceilings, rounds)
         store.write(store.folder() / "kernels" / f"{op}.json", record)
-
-
-def operations() -> Iterator[str]:
-    """Names of the kernels: the folders of `refimpl.kernels`."""
-    for path in sorted(store.ROOT.glob("refimpl/kernels/*/__init__.py")):
-        yield path.parent.name
 
 
 # -- the command
