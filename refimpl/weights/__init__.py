@@ -54,8 +54,6 @@ def names_of(model: nn.Module) -> dict[str, Rules]:
     Empty where names are kept. A class derived in a notebook has the maps of the class that it is
     derived from.
     """
-    if hasattr(model, "name_maps"):  # until every paper's file has `NAMES`
-        return model.name_maps
     for kind in type(model).__mro__:
         names = getattr(sys.modules.get(kind.__module__), "NAMES", None)
         if names is not None:

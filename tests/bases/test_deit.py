@@ -11,6 +11,7 @@ from refimpl import weights
 from refimpl.bases.deit import VARIANTS, VisionTransformer, resample_positions, sincos_positions
 from refimpl.lab import measure
 from refimpl.viz.attention import record
+from shared import models
 
 STEM = "deit"
 SMALL = dict(img_size=32, patch_size=8, num_classes=5, embed_dim=24, depth=2, num_heads=3)
@@ -103,18 +104,22 @@ def test_images_need_not_be_square():
     assert square.state_dict().keys() == VisionTransformer(**SMALL).state_dict().keys()
 
 
+@pytest.mark.parametrize("step", models.NEXT_STEPS, ids=lambda step: step.__name__)
+def test_what_a_user_does_next(step):
+    def build():
+        torch.manual_seed(0)
+        return models.lively(VisionTransformer(**SMALL, distilled=True))
+
+    step(build, torch.randn(4, 3, 32, 32))
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("fused", [False, True])
-def test_any_batch_goes_through_a_traced_and_an_exported_model(fused):
-    model = VisionTransformer(**SMALL, distilled=True).eval()
-    model = model.fuse() if fused else model
+def test_a_traced_fused_model_takes_any_batch():
+    model = VisionTransformer(**SMALL, distilled=True).eval().fuse()
     images = torch.randn(5, 3, 32, 32)
     with torch.no_grad():
         traced = torch.jit.trace(model, images[:1])
         torch.testing.assert_close(traced(images), model(images))
-        batch = {0: torch.export.Dim("batch", min=2, max=64)}
-        exported = torch.export.export(model, (images[:2],), dynamic_shapes=(batch,))
-        torch.testing.assert_close(exported.module()(images), model(images))
 
 
 def test_without_positions_a_blank_image_is_flat_and_tokens_are_a_set():
