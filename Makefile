@@ -47,7 +47,7 @@ $(HTML): $(READY) $(BOOK_SOURCES)
 
 ifdef CHAPTER
 test: $(READY)
-	@PYTHONPATH=tests/offline $(PY) -m pytest -v $(CONTRACTS) $(OWN_TESTS) -k "$(CHAPTER) or test_repository"
+	@PYTHONPATH=tests/offline $(PY) -m pytest -v $(CONTRACTS) $(OWN_TESTS) -k "$(CHAPTER) or test_repository and not examples"
 	@$(PY) book/tools/run_chapters.py $(CHAPTER)
 	@echo "All that concerns $(CHAPTER) passed. Before you commit: make test"
 else
