@@ -148,5 +148,5 @@ focusScrollers();
 addEventListener("load", focusScrollers);
 addEventListener("resize", focusScrollers);
 
-const refreshers = [rove("button.unfold"), rove("button.copybtn"), rove("a.term, a.claim"), rove("div.cell details.hide > summary")];
+const refreshers = [rove("button.unfold"), rove("button.copybtn"), rove("a.term, a.claim"), rove(".matrix a.cell"), rove("div.cell details.hide > summary")];
 addEventListener("load", () => refreshers.forEach((refresh) => refresh()));

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))  # the checkout's refimpl, whether or not it is in
 
 EVERYWHERE = ("katex", "theme", "pictures", "dark")
 CHAPTERS = ("reading", "notation")
-PAGES = ("api", "pages", "landing", "evidence", "speed", "operations", "atlas")
+PAGES = ("api", "pages", "landing", "ledger", "evidence", "speed", "operations", "atlas")
 
 
 def setup(app):

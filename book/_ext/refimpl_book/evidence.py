@@ -1,62 +1,14 @@
-"""Pages of evidence: claims and verdicts, freshness, exactness, and where code and paper part."""
+"""Pages of evidence: freshness, exactness, and where code and paper part."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 
 from docutils import nodes
 
-from refimpl.chapter import freshness, rules
+from refimpl.chapter import freshness
 from refimpl_book import ROOT, html, sources
-from refimpl_book.pages import Page, raw, venue
-
-
-class Ledger(Page):
-    """Every claim, as the catalogue states it, with what the executed chapter found."""
-
-    def make(self):
-        written = [paper for paper in sources.papers() if sources.written(paper.stem)]
-        if not written:
-            return html.note("No chapter has reported yet: run <code>make execute</code>.")
-        total = Counter(row.verdict for p in written for row in sources.verdicts(p.stem))
-        tally = [
-            f"<span>{html.verdict(name)} {total[name]}</span>"
-            for name in html.VERDICTS
-            if total[name]
-        ]
-        return [raw(f'<p class="tally">{"".join(tally)}</p>'), *map(self.paper, written)]
-
-    def paper(self, paper) -> nodes.section:
-        rows = [
-            (
-                html.inline(row.claim.statement),
-                html.inline(row.claim.reported or "–"),
-                html.inline(row.measured or "–"),
-                html.verdict(row.verdict),
-                why_and_rule(row),
-            )
-            for row in sources.verdicts(paper.stem)
-        ]
-        link = html.link(self.to(f"notebooks/{paper.stem}"), "Read the chapter")
-        table = html.table(
-            ("Claim", "The paper reports", "Measured here", "Verdict", "Why"),
-            rows,
-            f"Claims of {html.escape(paper.name)}",
-            classes="ledger",
-            wide=(0, 4),
-        )
-        facts = f"<p>{link} · {html.escape(venue(paper))}</p>"
-        return self.section(paper.stem, paper.name, raw(facts + table))
-
-
-def why_and_rule(row: sources.Verdict) -> str:
-    """One line of why, and the rule that stood before the numbers."""
-    why = html.inline(row.why)
-    if not row.claim.rule:
-        return why
-    rule = f"`{row.claim.rule}`" if rules.computed(row.claim.rule) else row.claim.rule
-    return f"{why}<br><small>Rule: {html.inline(rule)}</small>"
+from refimpl_book.pages import Page, raw
 
 
 class Freshness(Page):
@@ -221,7 +173,6 @@ def shown_by(test: str) -> str:
 
 
 def setup(app):
-    app.add_directive("claims-ledger", Ledger)
     app.add_directive("freshness", Freshness)
     app.add_directive("exactness", Exactness)
     app.add_directive("differences", Differences)
