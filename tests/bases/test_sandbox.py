@@ -506,7 +506,7 @@ def f():
 
 
 def test_forged_result_is_only_another_output():
-    """The answer is not in the child: a forgery can claim an output, not the right one, nor a time."""
+    """The answer is not in the child: a forgery claims an output, not the right one, nor a time."""
     code, _ = HOSTILE["forged result"]
     result = run(textwrap.dedent(code), "f", (7,))
     assert result.value is True and result.seconds > 0

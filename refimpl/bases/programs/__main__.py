@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         results.check()
     except OSError as error:
-        parser.error(f"results can't be written: {error}")
+        parser.error(f"results can't be written to {results.path}: {error.strerror or error}")
 
     interrupt_on_signals()
     save = functools.partial(results.save, ks=options.k, complaints=complaints)
@@ -145,7 +145,7 @@ class Results:
     def check(self) -> None:
         """An `OSError` where the file could not be written later."""
         if self.path.exists() and not self.path.is_file():
-            raise OSError(f"{self.path} is not a file")
+            raise OSError("it is there and is no file")
         self.part.write_text("", encoding="utf-8")
         self.part.unlink()
 

@@ -15,11 +15,15 @@ ANSWERS = {
         ],
         wrong=[
             "def lambda_two(n):\n    return [2 / n] * (n - 1)",
-            "def lambda_two(n):\n    return [r / math.comb(n, 2) for r in range(2, n + 1)]",  # forgets that a mark is no partner of its own
-            "def lambda_two(n):\n    return [(n - r) / math.comb(n, 2) for r in range(2, n + 1)]",  # the weights of the minimum
-            "def lambda_two(n):\n    return [(r - 1) / math.comb(n, 2) for r in range(1, n + 1)]",  # one too many
+            # forgets that a mark is no partner of its own
+            "def lambda_two(n):\n    return [r / math.comb(n, 2) for r in range(2, n + 1)]",
+            # the weights of the minimum
+            "def lambda_two(n):\n    return [(n - r) / math.comb(n, 2) for r in range(2, n + 1)]",
+            # one too many
+            "def lambda_two(n):\n    return [(r - 1) / math.comb(n, 2) for r in range(1, n + 1)]",
             "def lambda_two(n):\n    return [(r - 1) for r in range(2, n + 1)]",  # not divided
-            "def lambda_two(n):\n    return [1 / 15, 2 / 15, 3 / 15, 4 / 15, 5 / 15]",  # right for n = 6 only
+            # right for n = 6 only
+            "def lambda_two(n):\n    return [1 / 15, 2 / 15, 3 / 15, 4 / 15, 5 / 15]",
         ],
     ),
     2: Answers(
@@ -49,16 +53,19 @@ def median_of(marks, k):
         wrong=[
             "def median_of(marks, k):\n    return eff_at_k(marks, k)",
             "def median_of(marks, k):\n    return float(np.median(marks))",
-            "def median_of(marks, k):\n    return float(np.median(marks[:k]))",  # one subset instead of all
+            # one subset instead of all
+            "def median_of(marks, k):\n    return float(np.median(marks[:k]))",
             """
 def median_of(marks, k):
     n, m = len(marks), (k - 1) // 2
-    return sum(math.comb(r - 1, m) * math.comb(n - r, m) / math.comb(n, k) * e for r, e in enumerate(marks, 1))
+    ranks = enumerate(marks, 1)
+    return sum(math.comb(r - 1, m) * math.comb(n - r, m) / math.comb(n, k) * e for r, e in ranks)
 """,  # forgets to sort
             """
 def median_of(marks, k):
     n, m = len(marks), (k - 1) // 2
-    return sum(math.comb(r, m) * math.comb(n - r, m) / math.comb(n, k) * e for r, e in enumerate(sorted(marks), 1))
+    ranks = enumerate(sorted(marks), 1)
+    return sum(math.comb(r, m) * math.comb(n - r, m) / math.comb(n, k) * e for r, e in ranks)
 """,  # one rank off
             "def median_of(marks, k):\n    return float(np.mean(marks)) if k == 1 else None",
         ],

@@ -1,4 +1,4 @@
-"""Answers to the chapter's exercises: right ones in another form, and the mistakes that readers make."""
+"""Right answers in another form to the chapter's exercises, and the mistakes that readers make."""
 
 from shared.exercises import Answers, mutations
 
@@ -26,14 +26,14 @@ ANSWERS = {
     1: Answers(
         right=[
             GRADIENT + "2 * K_Q @ (A @ B.T - np.eye(len(A))) @ K_X @ B",
-            "def grad_A(A, B, K_Q, K_X):\n    E = A @ B.T @ K_X @ B - K_X @ B\n    return (K_Q + K_Q.T) @ E",
+            "def grad_A(A, B, K_Q, K_X):\n    E = A @ B.T @ K_X @ B - K_X @ B"
+            "\n    return (K_Q + K_Q.T) @ E",
         ],
         wrong=[
             GRADIENT + "K_Q @ A @ (B.T @ K_X @ B) - K_Q @ K_X @ B",  # the 2 of the square
             GRADIENT + "2 * K_Q @ A @ (B.T @ K_X @ B)",  # the linear term
             GRADIENT + "2 * K_X @ B @ (A.T @ K_Q @ A) - 2 * K_X @ K_Q @ A",  # of B
-            GRADIENT
-            + "2 * K_Q @ A @ (B.T @ K_X @ B) - 2 * K_X @ K_Q @ B",  # the product the wrong way round
+            GRADIENT + "2 * K_Q @ A @ (B.T @ K_X @ B) - 2 * K_X @ K_Q @ B",  # the product reversed
             GRADIENT + "2 * K_Q @ A @ (B.T @ K_X @ B) + 2 * K_Q @ K_X @ B",  # sign
             GRADIENT + "(2 * K_Q @ (A @ B.T - np.eye(len(A))) @ K_X @ B).T",  # transposed
         ],
@@ -41,7 +41,8 @@ ANSWERS = {
     2: Answers(
         right=[
             GRAM + "K_X - np.outer(n * mean, mean)",
-            "def centred_gram(K_X, mean, n):\n    s = n * mean[:, None]\n    return K_X - s @ s.T / n",
+            "def centred_gram(K_X, mean, n):\n    s = n * mean[:, None]"
+            "\n    return K_X - s @ s.T / n",
         ],
         wrong=[
             GRAM + "K_X - np.outer(mean, mean)",  # forgets n
