@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +138,24 @@ def test_fashion_is_the_official_one():
     assert padded.images.shape == (12_000, 1, 32, 32)
     assert torch.equal(padded.images[:, :, 2:-2, 2:-2], found.images)
     assert padded.images.sum() == found.images.sum()
+
+
+def test_the_wheel_carries_what_no_file_may_lack(tmp_path):
+    """Pictures, licence, names of classes, style sheets and pages: files that are no Python."""
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    carried = set(zipfile.ZipFile(wheel).namelist())
+    package = root / "refimpl"
+    files = [
+        path.relative_to(root).as_posix()
+        for path in package.rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    ]
+    assert "refimpl/lab/data/fashion_mnist_12k.png" in files
+    assert [file for file in files if file not in carried] == []
+    assert wheel.stat().st_size < 10_000_000
 
 
 def test_fashion_travels_with_its_licence():

@@ -168,7 +168,8 @@ def open_page(browser, tmp_path, *sliders: viz.Slider, script: bool = True) -> N
     page = tmp_path / "page.html"
     page.write_text(
         f'<!doctype html><html lang="en"><head>{head}<title>Test</title></head>'
-        f'<body style="margin:16px;background:#14181d;color:#dfe3e8"><main><h1>Test</h1>{pieces}</main></body>',
+        '<body style="margin:16px;background:#14181d;color:#dfe3e8"><main><h1>Test</h1>'
+        f"{pieces}</main></body></html>",
         encoding="utf-8",
     )
     browser.set_window_size(1280, 1200)
