@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -63,7 +61,7 @@ def test_every_operation_is_under_contract():
 
 @other_backends
 @every_operation
-@examples(6)
+@examples(5)
 @given(st.data())
 def test_equals_the_loops_in_float64(op, backend, data):
     needs_triton(backend)
@@ -76,7 +74,7 @@ def test_equals_the_loops_in_float64(op, backend, data):
 
 @other_backends
 @every_operation
-@examples(4)
+@examples(3)
 @given(st.data())
 def test_error_is_at_most_twice_that_of_the_composed_form(op, backend, data):
     needs_triton(backend)
@@ -108,7 +106,7 @@ def test_half_precision_comes_back_as_it_went_in(op, backend, dtype):
 
 @gradient_backends
 @every_operation
-@examples(3)
+@examples(2)
 @given(st.data())
 def test_gradient_error_is_at_most_three_times_that_of_the_composed_form(op, backend, data):
     needs_triton(backend)
@@ -212,7 +210,7 @@ def test_tensors_that_do_not_fit_are_named(op):
     for name, value in tensors.items():
         for wrong in (value[..., None], value.to("meta")):
             # The first one may set the sizes that the others are found not to fit
-            with pytest.raises(ValueError, match="" if name == first else name):
+            with pytest.raises(ValueError, match=None if name == first else name):
                 OPERATIONS[op].function(**arguments | {name: wrong}, backend="torch")
     with pytest.raises(ValueError, match=first):
         whole = torch.ones_like(arguments[first], dtype=torch.int64)
@@ -297,14 +295,3 @@ def test_a_form_is_called_as_the_operation_is(op):
         accepted = set(inspect.signature(kernels.form(op, backend)).parameters)
         wanted = set(inspect.signature(OPERATIONS[op].function).parameters)
         assert wanted - {"backend", "return_last_state"} <= accepted
-
-
-def test_nothing_imports_triton_before_its_form_is_called():
-    code = (
-        "import sys, refimpl; from refimpl import kernels\n"
-        "for op in kernels.operations().values():\n"
-        "    op.function(**op.example('small'))\n"
-        "print(sorted(m for m in sys.modules if m.split('.')[0] == 'triton'))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
