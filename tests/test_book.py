@@ -468,16 +468,52 @@ def test_speeds_sort_by_keyboard(explorer):
     from selenium.webdriver.common.keys import Keys
 
     button = explorer.driver.find_element(
-        "xpath", "//table[contains(@class,'explorer')]//th/button[text()='Latency']"
+        "xpath", "//table[contains(@class,'explorer')]//th/button[text()='Time, measured here']"
     )
-    for key, state, reverse in ((Keys.ENTER, "ascending", False), (Keys.SPACE, "descending", True)):
+    # The preset begins with the fastest first.
+    for key, state, reverse in ((Keys.ENTER, "descending", True), (Keys.SPACE, "ascending", False)):
         button.send_keys(key)
         sorted_by = "table.explorer th[aria-sort]:not([aria-sort=none])"
         head = explorer.driver.find_element("css selector", sorted_by)
         assert head.get_attribute("aria-sort") == state
-        values = [float(v) for v in column(explorer, "Latency")]
+        values = [float(v) for v in column(explorer, "Time, measured here")]
         assert values == sorted(values, reverse=reverse) and len(set(values)) > 1
     assert explorer.axe() == []
+
+
+def test_speeds_show_one_row_per_model_until_asked(explorer):
+    names = column(explorer, "Model")
+    assert len(names) == len(set(names)) > 1
+    buttons = explorer.driver.find_elements("css selector", ".explorer-presets button")
+    buttons[-1].click()  # all measurements
+    assert len(column(explorer, "Model")) > len(names)
+    assert buttons[-1].get_attribute("aria-pressed") == "true"
+
+
+def test_speeds_say_when_nothing_fits(explorer):
+    explorer.driver.find_element("css selector", ".explorer-controls input[type=search]").send_keys(
+        "nosuchmodel"
+    )
+    empty = explorer.driver.find_element("css selector", ".explorer-box .not-yet")
+    assert empty.is_displayed() and column(explorer, "Model") == []
+    empty.find_element("css selector", "button").click()
+    assert not empty.is_displayed() and column(explorer, "Model")
+
+
+def test_which_model_answers_a_budget(browser):
+    browser.size(1280)
+    browser.open("book/which", "?budget=0.5&unit=time")
+    cards = browser.run(
+        "return [...document.querySelectorAll('.which-list > ol > li')].map((li) => li.textContent)"
+    )
+    assert 2 <= len(cards) <= 3
+    times = [float(re.search(r"([\d.]+) × DeiT-Tiny", card)[1]) for card in cards]
+    assert all(time <= 0.5 for time in times)
+    assert all("published by its authors" in card and "Licence" in card for card in cards)
+    browser.open("book/which", "?budget=0.01&unit=time")
+    assert "Nothing that was measured fits" in browser.run(
+        "return document.querySelector('.which-list').textContent"
+    )
 
 
 def test_speeds_filter_select_and_remember(explorer):
@@ -538,7 +574,7 @@ def test_chart_of_speeds_answers_pointer_and_keys(explorer):
     svg.send_keys(Keys.ARROW_RIGHT)
     one = status()
     svg.send_keys(Keys.ARROW_RIGHT)
-    assert " ms," in one and " ms," in status() and status() != one
+    assert " ms here," in one and " ms here," in status() and status() != one
     assert (
         explorer.run("return document.querySelectorAll('.explorer-chart .point.pointed').length")
         == 1

@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from refimpl.catalogue import BASES, PAPERS, PARTS, Claim, Kind
+from refimpl.catalogue import BASES, BASES_PUBLISHED, PAPERS, PARTS, Claim, Kind
 
 ROOT = Path(__file__).parents[1]
 CLAIMS = [claim for paper in PAPERS.values() for claim in paper.claims]
@@ -99,6 +99,22 @@ def is_from(thing: object, module: str) -> bool:
 def test_bases_exist(prefix):
     variants = importlib.import_module(f"refimpl.bases.{prefix}").VARIANTS
     assert tuple(variants) == BASES[prefix]
+
+
+@pytest.mark.parametrize("prefix", BASES_PUBLISHED)
+def test_published_accuracies_of_bases_name_variants(prefix):
+    check_top1(BASES_PUBLISHED[prefix].top1, BASES[prefix])
+
+
+@every_paper
+def test_published_accuracies_name_variants(stem):
+    check_top1(PAPERS[stem].top1, PAPERS[stem].variants)
+
+
+def check_top1(top1, variants):
+    named = [variant for variant, _ in top1]
+    assert len(set(named)) == len(named) and set(named) <= set(variants)
+    assert all(50 < accuracy < 95 for _, accuracy in top1), "percent on ImageNet-1k"
 
 
 @every_paper

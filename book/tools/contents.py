@@ -21,6 +21,7 @@ FOUND = (
     "ledger",
     "exactness",
     "speed",
+    "which",
     "kernels",
     "attention_atlas",
     "artifact_atlas",

@@ -53,6 +53,7 @@ class Paper:
     commit: str = ""
     licence: str = ""
     variants: tuple[str, ...] = ()  # models that can be created, as in the paper's table
+    top1: tuple[tuple[str, float], ...] = ()  # (variant, published % on ImageNet-1k), authors' own
     kernels: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
     differences: tuple[Difference, ...] = ()
@@ -102,6 +103,39 @@ BASES: dict[str, tuple[str, ...]] = {
         *("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7"),
         *("tf_b0", "tf_b1", "tf_b2", "tf_b3", "tf_b4", "tf_b5", "tf_b6", "tf_b7"),
         "lite0",
+    ),
+}
+
+
+class Published(NamedTuple):
+    """What the authors of a base publish: short name, licence of code and weights, accuracy."""
+
+    name: str
+    licence: str
+    top1: tuple[tuple[str, float], ...]  # as `Paper.top1`
+
+
+BASES_PUBLISHED: dict[str, Published] = {
+    "deit": Published(
+        "DeiT",
+        "Apache-2.0",
+        (
+            ("tiny", 72.2),
+            ("small", 79.9),
+            ("base", 81.8),
+            ("tiny_distilled", 74.5),
+            ("small_distilled", 81.2),
+            ("base_distilled", 83.4),
+        ),
+    ),
+    "efficientnet": Published(
+        "EfficientNet",
+        "Apache-2.0",
+        (
+            *(("b0", 77.1), ("b1", 79.1), ("b2", 80.1), ("b3", 81.6)),
+            *(("b4", 82.9), ("b5", 83.6), ("b6", 84.0), ("b7", 84.3)),
+            ("lite0", 75.1),
+        ),
     ),
 }
 

@@ -20,6 +20,14 @@ PAPER = Paper(
     commit="0a9340aaf50dd101c2d3766e575f24085afc92ed",
     licence="ambiguous: Apache-2.0 and CC-BY-NC are both stated",
     variants=("tiny", "tiny_plus", "small", "small_plus", "base", "base_plus"),
+    top1=(
+        ("tiny", 73.1),
+        ("tiny_plus", 76.6),
+        ("small", 81.3),
+        ("small_plus", 82.2),
+        ("base", 82.4),
+        ("base_plus", 82.5),
+    ),
     claims=(
         Claim(
             id="convit.1",

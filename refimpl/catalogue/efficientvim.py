@@ -18,6 +18,16 @@ PAPER = Paper(
     commit="304340cb9c339b61669250d058525c9cdadd5e93",
     licence="MIT",
     variants=("m1", "m2", "m3", "m4", "m1_dist", "m2_dist", "m3_dist", "m4_dist"),
+    top1=(
+        ("m1", 72.9),
+        ("m2", 75.4),
+        ("m3", 77.6),
+        ("m4", 79.4),
+        ("m1_dist", 74.6),
+        ("m2_dist", 76.7),
+        ("m3_dist", 79.1),
+        ("m4_dist", 80.7),
+    ),
     kernels=("hsm_ssd", "ssd"),
     claims=(
         Claim(

@@ -85,6 +85,29 @@ def stem_of(model: str) -> str:
     return module.rsplit(".", 1)[1]
 
 
+def family_name(model: str) -> str:
+    """The short name of the paper or base that a model belongs to."""
+    stem = stem_of(model)
+    return known_family(stem).name if known_family(stem) else stem
+
+
+def licence(model: str) -> str:
+    """The licence of the official code and weights, `""` where it is not known."""
+    family = known_family(stem_of(model))
+    return family.licence if family else ""
+
+
+def top1(model: str) -> float | None:
+    """Top-1 accuracy on ImageNet-1k in percent, as the authors publish it."""
+    family = known_family(stem_of(model))
+    _, variant = models()[model]
+    return dict(family.top1).get(variant) if family else None
+
+
+def known_family(stem: str) -> Paper | catalogue.Published | None:
+    return catalogue.PAPERS.get(stem) or catalogue.BASES_PUBLISHED.get(stem)
+
+
 def operations() -> list[str]:
     """Names of the kernels: the folders of `refimpl.kernels`."""
     return sorted(path.parent.name for path in KERNELS.glob("*/__init__.py"))

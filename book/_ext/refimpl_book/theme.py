@@ -169,6 +169,5 @@ def setup(app):
     app.connect("doctree-read", evidence_dates)
     app.connect("html-page-context", finish_page, priority=900)
     app.connect("build-finished", front_door)
-    app.add_js_file("refimpl.js", loading_method="defer")
     app.add_js_file("pages.js", loading_method="defer")
     app.add_css_file("pages.css", priority=900)
