@@ -102,8 +102,9 @@ def attention_row(
         "layers": found,
         "drawn": [first, last],
     }
-    titles = [f"layer {first + 1}", f"layer {last + 1}"]
-    fig = draw_attention(photos, [maps[first], maps[last]], titles)
+    drawn = sorted({first, last})  # a model of one layer shows it once
+    titles = [f"layer {i + 1}" for i in drawn]
+    fig = draw_attention(photos, [maps[i] for i in drawn], titles)
     publish(fig, f"{name}, {record['state']}: {in_words(found)}", {"attention_atlas": record})
 
 
