@@ -14,7 +14,11 @@ from refimpl_book import ROOT, html, modules, sources
 PAGES = ROOT / "book" / "api"
 PAGE = """# `{name}`
 
-[{file}]({link})
+{file}
+
+```{{raw}} html
+<span id="module-{name}"></span>
+```
 
 ```{{eval-rst}}
 .. automodule:: {name}
@@ -31,7 +35,10 @@ def write_pages() -> None:
     wanted = {}
     for name in modules.modules():
         file = modules.module_file(name).relative_to(ROOT).as_posix()
-        text = PAGE.format(name=name, file=file, link=sources.source_link(file))
+        shown = f"`{file}`"
+        if not sources.placeholder():
+            shown = f"[{file}]({sources.source_link(file)})"
+        text = PAGE.format(name=name, file=shown)
         wanted[f"{name}.md"] = text
     for old in PAGES.glob("refimpl*.md"):
         if old.name not in wanted:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from math import log10
 
 from docutils import nodes
 
 from refimpl.chapter import freshness
 from refimpl_book import ROOT, html, sources
+from refimpl_book.ledger import controls
 from refimpl_book.pages import Page, raw
 
 
@@ -44,8 +46,27 @@ class Freshness(Page):
         return f"{mark} <code>{stamp['digest'][:12]}</code>"
 
 
+LIMIT = 1e-4  # a case passes below
+SCALE = (1e-8, 1e-3)  # of the strip
+SOURCES = {  # what a recorded output comes from
+    "official run": "the authors’ code was run",
+    "peer’s run": "another library’s code was run",
+    "formula": "a formula of the paper or code was evaluated",
+    "own definition": "no code exists; defined after the text",
+}
+
+
+def source_kind(source: str) -> str:
+    """Which of `SOURCES` a recorded output has, by how its file words it."""
+    if re.search(r"definition used by this project|no official", source):
+        return "own definition"
+    if re.search(r"\bformula\b|own eval|our evaluation|\bSVD of", source):
+        return "formula"
+    return "peer’s run" if source.startswith("timm ") else "official run"
+
+
 class Exactness(Page):
-    """Every official case: what the official code computes, and how far ours is from it."""
+    """Every reference output, and how far ours is from it: a strip first, then the tables."""
 
     def make(self):
         cases = sources.exactness().cases
@@ -60,21 +81,61 @@ class Exactness(Page):
             self.section(stem, name, raw(self.cases(name, by_stem[stem])))
             for stem, name in names.items()
         ]
-        return [raw(f"<p>{self.summary(cases)}</p>"), *sections]
+        strip = self.strip({name: by_stem[stem] for stem, name in names.items()})
+        return [raw(f"<p>{self.summary(cases)}</p>{strip}"), *sections]
 
     @staticmethod
     def summary(cases: list[dict]) -> str:
         worst = max((c["deviation"] for c in cases if c["deviation"] is not None), default=None)
-        passed = sum(c["passed"] for c in cases)
         dates = sorted({made["date"] for made in sources.exactness().made})
         versions = sorted({made["torch"] for made in sources.exactness().made})
         certified = sum(certificates(model) > 0 for model in sources.models())
+        said = []
+        for kind, words in SOURCES.items():
+            of_kind = [case for case in cases if source_kind(case.get("source", "")) == kind]
+            if of_kind:
+                good = sum(case["passed"] for case in of_kind)
+                said.append(f"<strong>{good} of {len(of_kind)} {kind}</strong> ({words})")
         return (
-            f"<strong>{passed} of {len(cases)} official cases agree</strong>; the largest"
-            f" deviation of a compared output is {html.format_number(worst, 2)} of its norm."
-            f" Checked on {html.span(dates)} with torch {html.escape(', '.join(versions))}."
-            f" {certified} of the {len(sources.models())} models that can be created are held"
-            " against a case of their own; the rest share its code."
+            f"Reference outputs that agree: {', '.join(said)}. The largest deviation of a compared"
+            f" output is {html.format_number(worst, 2)} of its norm; the limit is 10⁻⁴. Checked on"
+            f" {html.span(dates)} with torch {html.escape(', '.join(versions))}. {certified} of"
+            f" the {len(sources.models())} models that can be created are held against a"
+            " reference output of their own; the rest share its code."
+        )
+
+    @staticmethod
+    def strip(groups: dict[str, list[dict]]) -> str:
+        """All deviations on one logarithmic scale, a row per family, the limit as a line."""
+        rows, left_out = [], 0
+        for name, cases in groups.items():
+            dots = []
+            for case in cases:
+                if case["deviation"] is None:
+                    left_out += 1
+                    continue
+                tone = "good" if case["passed"] else "bad"
+                place = 100 * position(case["deviation"])
+                dots.append(f'<i class="{tone}" style="left: {place:.1f}%"></i>')
+            rows.append(f"<dt>{html.escape(name)}</dt><dd>{''.join(dots)}</dd>")
+        ticks = [
+            f'<span style="left: {100 * position(10.0**power):.1f}%">10<sup>−{-power}</sup></span>'
+            for power in range(-8, -2)
+        ]
+        every = [case["deviation"] for cases in groups.values() for case in cases]
+        shown = [deviation for deviation in every if deviation is not None]
+        words = (
+            f"{len(shown)} deviations on a logarithmic scale; the limit is ten to the minus four,"
+            f" the largest {max(shown):.1e}."
+        )
+        note = f" {left_out} compared by their tests’ own measures." if left_out else ""
+        limit = f'<b class="limit" style="left: {100 * position(LIMIT):.1f}%"></b>'
+        return (
+            f'<figure class="strips"><div class="strips-plot" role="img" aria-label="{words}">'
+            f"<dl>{''.join(rows)}</dl>"
+            f'<div class="strips-axis">{limit}{"".join(ticks)}</div></div>'
+            f"<figcaption>Each dot is a reference output: its distance to ours as a share of its"
+            f" norm. The dashed line is the limit; 10⁻⁸ and less stand at the left.{note}</figcaption></figure>"
         )
 
     @staticmethod
@@ -93,6 +154,7 @@ class Exactness(Page):
                 html.Cell(macs, c.get("macs")),
                 html.Cell(deviation, c["deviation"]),
                 html.mark(c["passed"], "equal" if c["passed"] else "differs"),
+                source_kind(c.get("source", "")),
                 origin(c.get("source", "")),
             )
             rows.append(row)
@@ -102,10 +164,17 @@ class Exactness(Page):
             "MACs for one input",
             "Largest deviation",
             "Verdict",
+            "Source",
             "Recorded from",
         )
-        caption = f"Official cases of {html.escape(name)}"
+        caption = f"Reference outputs of {html.escape(name)}"
         return html.table(head, rows, caption, numeric=(1, 2, 3), classes="sortable")
+
+
+def position(deviation: float) -> float:
+    """Where a deviation lies on the strip, from 0 to 1; what is smaller stands at its beginning."""
+    low, high = map(log10, SCALE)
+    return min(max((log10(max(deviation, SCALE[0])) - low) / (high - low), 0), 1)
 
 
 def origin(source: str) -> str:
@@ -138,38 +207,41 @@ def certified_model(stem: str, case: str) -> str | None:
 
 
 class Differences(Page):
-    """Where official code departs from its paper."""
+    """Where official code departs from its paper: shown by a test first, then only noted."""
 
     def make(self):
-        sections = [self.paper(paper) for paper in sources.papers() if paper.differences]
-        return sections or html.note("No difference is recorded yet.")
+        shown, noted = [], []
+        for paper, difference in sources.differences():
+            (shown if difference.test else noted).append(self.card(paper, difference))
+        if not shown and not noted:
+            return html.note("No difference is recorded yet.")
+        papers = dict.fromkeys(paper for paper, _ in sources.differences())
+        choices = {"paper": ("Paper", [(paper.stem, paper.name) for paper in papers])}
+        made = [raw(f'<div class="filterable differences">{controls(choices)}')]
+        made.append(self.group("shown", f"{len(shown)} shown by a test", shown))
+        if noted:
+            made.append(self.group("noted", f"{len(noted)} noted, not yet shown", noted))
+        return [*made, raw("</div>")]
 
-    def paper(self, paper) -> nodes.section:
-        rows = [
-            (
-                html.inline(d.paper_says),
-                html.inline(d.code_does),
-                html.inline(d.effect),
-                shown_by(d.test),
-            )
-            for d in paper.differences
-        ]
-        table = html.table(
-            ("The paper says", "The code does", "What changes", "Shown by"),
-            rows,
-            f"Paper and code of {html.escape(paper.name)}",
-            wide=(0, 1, 2),
+    def group(self, id: str, title: str, cards: list[str]) -> nodes.section:
+        return self.section(id, title, raw(f'<div class="claims">{"".join(cards)}</div>'))
+
+    def card(self, paper, difference) -> str:
+        shown = "no test yet"
+        if difference.test:
+            file, _, name = difference.test.partition("::")
+            shown = html.code_link(file, name)
+        rows = {
+            "The paper says": html.inline(difference.paper_says),
+            "The code does": html.inline(difference.code_does),
+            "What changes": html.inline(difference.effect),
+            "Shown by": shown,
+        }
+        facts = "".join(f"<dt>{label}</dt><dd>{text}</dd>" for label, text in rows.items())
+        return (
+            f'<div class="difference item" id="{difference.id}" data-paper="{paper.stem}">'
+            f"<p><b>{self.chapter_link(paper)}</b></p><dl>{facts}</dl></div>"
         )
-        link = f"<p>{self.chapter_link(paper)}</p>" if sources.written(paper.stem) else ""
-        return self.section(paper.stem, paper.name, raw(link + table))
-
-
-def shown_by(test: str) -> str:
-    """The test that shows a difference, as a link to its file."""
-    if not test:
-        return "no test yet"
-    file, _, name = test.partition("::")
-    return html.link(sources.source_link(file), f"<code>{html.escape(name)}</code>")
 
 
 def setup(app):

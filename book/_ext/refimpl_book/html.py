@@ -10,7 +10,7 @@ from functools import cache
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
-from refimpl_book import katex
+from refimpl_book import katex, sources
 
 escape = html.escape
 
@@ -43,6 +43,12 @@ def plain(text: str) -> str:
 
 def link(url: str, text: str) -> str:
     return f'<a href="{escape(url)}">{text}</a>'
+
+
+def code_link(path: str, text: str) -> str:
+    """Code that stands in the repository, linked where the repository has an address."""
+    code = f"<code>{escape(text)}</code>"
+    return code if sources.placeholder() else link(sources.source_link(path), code)
 
 
 def nowrap(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,7 +25,8 @@ class Term:
     @property
     def anchor(self) -> str:
         """As Sphinx names it."""
-        return nodes.make_id(f"term-{self.name}")
+        plain = unicodedata.normalize("NFKD", self.name).encode("ascii", "ignore").decode()
+        return "term-" + re.sub(r"[^\w.]+", "-", plain).strip("-._")
 
 
 @dataclass(frozen=True)

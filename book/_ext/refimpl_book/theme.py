@@ -23,6 +23,11 @@ REPAIRS = {  # what the theme, docutils and MyST-NB write -> what a screen reade
 
 def configure(app, config):
     config.html_baseurl = sources.published()
+    if sources.placeholder():  # no button that would lead to nobody's repository
+        options = dict(config.html_theme_options)
+        options |= {"use_repository_button": False, "use_issues_button": False}
+        options |= {"use_source_button": False, "launch_buttons": {}}
+        config.html_theme_options = options
     own = sorted((ROOT / "book" / "references").glob("*.bib"))  # of one chapter each
     config.bibtex_bibfiles += [str(path.relative_to(ROOT)) for path in own]
 
@@ -145,6 +150,15 @@ def front_door(app, exception):
     (folder / ".nojekyll").touch()  # else Pages leaves out folders that begin with an underscore
 
 
+def say_placeholder(app, exception):
+    """Tell the console what a book without an address leaves out."""
+    if not exception and sources.placeholder():
+        print(
+            "The repository's address is the template's OWNER/refimpl: Colab, source and issue"
+            " buttons are left out. Set it with: make address REPO=owner/name"
+        )
+
+
 def always_finish(app, env, added, changed, removed) -> list[str]:
     """One page counts as changed in every build, or a changed style sheet would be left behind.
 
@@ -169,5 +183,6 @@ def setup(app):
     app.connect("doctree-read", evidence_dates)
     app.connect("html-page-context", finish_page, priority=900)
     app.connect("build-finished", front_door)
+    app.connect("build-finished", say_placeholder)
     app.add_js_file("pages.js", loading_method="defer")
     app.add_css_file("pages.css", priority=900)
