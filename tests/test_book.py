@@ -7,6 +7,7 @@ than the pinned one.
 
 from __future__ import annotations
 
+import base64
 import functools
 import gzip
 import importlib.util
@@ -380,25 +381,24 @@ def test_checks_can_fail(browser):
 
 @pytest.mark.parametrize("page", CHAPTERS)
 def test_chapter_has_its_buttons(browser, page):
+    """Download always; Colab and source where the repository has an address, else nowhere."""
+    from refimpl_book import sources
+
     browser.size(1280)
     browser.open(page)
     stem = page.removeprefix("notebooks/")
     links = browser.run(
-        "return [...document.querySelectorAll('.header-article-items a')].map((a) => a.href)"
+        "return [...document.querySelectorAll('.header-article-items a, .facts-box a')]"
+        ".map((a) => a.href)"
     )
-    assert any(
-        re.fullmatch(
-            rf"https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/main/notebooks/{stem}\.ipynb",
-            url,
-        )
-        for url in links
-    ), links
     assert any(url.endswith(f"/_sources/notebooks/{stem}.ipynb") for url in links), links
-    assert any(re.search(rf"github\.com/.+/notebooks/{stem}\.ipynb", url) for url in links), links
-    evidence = browser.run(
-        "return [...document.querySelectorAll('.facts-box a')].map((a) => a.getAttribute('href'))"
-    )
-    assert any(f"refimpl.papers.{stem}" in url for url in evidence)
+    assert any(f"refimpl.papers.{stem}" in url for url in links)
+    colab = rf"https://colab\.research\.google\.com/github/.+/notebooks/{stem}\.ipynb"
+    source = rf"https://github\.com/[\w.-]+/[\w.-]+/.*{stem}"
+    for pattern in (colab, source):
+        found = [url for url in links if re.fullmatch(pattern, url) or re.match(pattern, url)]
+        own = [url for url in found if sources.repository().split("github.com/")[1] in url]
+        assert bool(own) != sources.placeholder(), (pattern, links)
 
 
 @pytest.mark.parametrize("page", list(filter(shows_explorer, CHAPTERS)))
@@ -657,3 +657,148 @@ def test_mathematics_is_set(book):
     assert f'content:"{version}"' in (book / "_static" / "katex" / "katex.min.css").read_text(
         encoding="utf-8"
     )
+
+
+# -- a chapter read: head first, story or all code, cards, print, no script
+
+TAB_STOPS = 90
+SHIFT = 0.1
+PRINTED = {"notebooks/efficientvit": 15}  # pages of the story
+WIDE = 84  # columns of a cell that the page promises to show whole
+
+each_chapter = pytest.mark.parametrize("page", CHAPTERS)
+
+
+def top_of(browser, selector: str) -> float:
+    return browser.run(
+        "return document.querySelector(arguments[0]).getBoundingClientRect().top + scrollY",
+        selector,
+    )
+
+
+@each_chapter
+def test_question_comes_before_code(browser, page):
+    """Title, picture, summary and facts, then the question; the set-up is one line."""
+    browser.size(1280)
+    browser.open(page)
+    assert top_of(browser, ".chapter-head") < top_of(browser, "#the-question") <= 1350
+    assert not browser.run("return document.querySelector('details.set-up').open")
+    seen = browser.run(
+        """const question = document.querySelector('#the-question').getBoundingClientRect().top;
+           return [...document.querySelectorAll('.cell_input')].filter((cell) =>
+             cell.checkVisibility() && cell.getBoundingClientRect().top < question).length"""
+    )
+    assert seen == 0, "code stands before the question"
+    facts = browser.run("return document.querySelector('.facts-box').textContent")
+    assert all(label in facts for label in ("Paper", "Official code", "Certificate", "Download"))
+
+
+@each_chapter
+def test_story_folds_code_and_is_remembered(browser, page):
+    shown = """return [...document.querySelectorAll('.cell_input')]
+                 .filter((cell) => cell.checkVisibility()).length"""
+    browser.size(1280)
+    browser.open(page)
+    assert browser.run(shown) > 5
+    browser.driver.find_element("css selector", ".reading [data-view=story]").click()
+    assert browser.run(shown) == 0
+    browser.open(page)
+    assert browser.run(shown) == 0, "the choice was forgotten"
+    fold = browser.driver.find_element("css selector", "button.unfold")
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", fold)
+    fold.click()
+    assert fold.get_attribute("aria-expanded") == "true" and browser.run(shown) > 0
+    browser.driver.find_element("css selector", ".reading [data-view=full]").click()
+    assert browser.run(shown) > 5
+    browser.open(page, "?view=story")
+    assert browser.run(shown) == 0
+    browser.run("localStorage.removeItem('view')")
+
+
+@each_chapter
+def test_without_a_script_everything_is_there(browser, page):
+    """Full text, tables, a still of what moves; no switch that would do nothing."""
+    browser.size(1280)
+    browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.driver.get(f"{browser.base}{page}.html")
+        find = browser.driver.find_elements
+        assert any(cell.is_displayed() for cell in find("css selector", ".cell_input"))
+        assert not any(e.is_displayed() for e in find("css selector", ".reading, button.unfold"))
+        assert any(e.is_displayed() for e in find("css selector", "figure.chapter-figure"))
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+@each_chapter
+def test_a_term_opens_its_card_and_escape_closes_it(browser, page):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    browser.size(1280)
+    browser.open(page)
+    term = browser.driver.find_element("css selector", "a.term")
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", term)
+    ActionChains(browser.driver).move_to_element(term).pause(0.5).perform()
+    card = browser.driver.find_element("css selector", ".card-of-term")
+    assert card.is_displayed() and len(card.text) > 20
+    assert term.get_attribute("aria-describedby") == "card"
+    browser.driver.find_element("css selector", "body").send_keys(Keys.ESCAPE)
+    assert not card.is_displayed()
+
+
+@each_chapter
+def test_layout_stays_where_it_is(browser, page):
+    """Scrolled through from top to bottom, the page hardly shifts."""
+    watch = """window.shift = 0; new PerformanceObserver((list) => {
+      for (const e of list.getEntries()) if (!e.hadRecentInput) window.shift += e.value;
+    }).observe({type: 'layout-shift', buffered: true})"""
+    added = browser.driver.execute_cdp_cmd(
+        "Page.addScriptToEvaluateOnNewDocument", {"source": watch}
+    )
+    try:
+        for width in (1280, 390):
+            browser.size(width)
+            browser.open(page)
+            browser.driver.execute_async_script(
+                """const done = arguments[0]; let y = 0;
+                   const step = () => { scrollTo(0, y += 800);
+                     y < document.documentElement.scrollHeight ? requestAnimationFrame(step)
+                       : setTimeout(done, 100) };
+                   step()"""
+            )
+            assert browser.run("return window.shift") < SHIFT, f"at {width} pixels"
+    finally:
+        browser.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+
+@each_chapter
+def test_code_is_not_cut_and_tab_stops_are_few(browser, page):
+    browser.size(1280)
+    browser.open(page)
+    cut = browser.run(
+        """return [...document.querySelectorAll('.cell_input pre')].filter((pre) =>
+             pre.checkVisibility() && pre.scrollWidth > pre.clientWidth + 1
+             && Math.max(...pre.textContent.split('\\n').map((line) => line.length)) <= arguments[0]
+           ).map((pre) => pre.textContent.slice(0, 80))""",
+        WIDE,
+    )
+    assert cut == []
+    # A cell wider than that scrolls and so is a stop: its chapter has to be mended, not the page.
+    stops = browser.run(
+        """const wide = (e) => e.matches('.cell_input pre')
+             && Math.max(...e.textContent.split('\\n').map((line) => line.length)) > arguments[0];
+           return [...document.querySelectorAll('a[href],button,input,select,summary,[tabindex]')]
+             .filter((e) => e.tabIndex >= 0 && !e.disabled && !wide(e)
+               && e.checkVisibility({visibilityProperty: true})).length""",
+        WIDE,
+    )
+    assert stops <= TAB_STOPS
+
+
+@pytest.mark.parametrize("page", [page for page in CHAPTERS if page in PRINTED])
+def test_story_prints_on_few_pages(browser, page):
+    browser.open(page, "?view=story")
+    made = browser.driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
+    pages = len(re.findall(rb"/Type\s*/Page\b", base64.b64decode(made["data"])))
+    assert pages <= PRINTED[page]

@@ -135,7 +135,8 @@ class Exactness(Page):
             f"<dl>{''.join(rows)}</dl>"
             f'<div class="strips-axis">{limit}{"".join(ticks)}</div></div>'
             f"<figcaption>Each dot is a reference output: its distance to ours as a share of its"
-            f" norm. The dashed line is the limit; 10⁻⁸ and less stand at the left.{note}</figcaption></figure>"
+            f" norm. The dashed line is the limit; 10⁻⁸ and less stand at the left.{note}"
+            "</figcaption></figure>"
         )
 
     @staticmethod
