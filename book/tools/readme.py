@@ -63,7 +63,8 @@ def counts() -> str:
 
 def render(text: str) -> str:
     """README.md with its generated parts replaced."""
-    for name, content in {"papers": paper_table(), "counts": counts()}.items():
+    parts = {"counts": counts(), "picture": picture(), "papers": paper_table()}
+    for name, content in parts.items():
         part = re.compile(rf"(<!-- {name}:begin[^>]*-->\n).*?(<!-- {name}:end -->)", re.S)
         if not part.search(text):
             raise ValueError(f"README.md has no <!-- {name}:begin --> … <!-- {name}:end -->")
@@ -71,21 +72,28 @@ def render(text: str) -> str:
     return text
 
 
-def overlay_png() -> bytes:
-    """The README's picture: the first attention overlay that the EfficientViT chapter stored."""
+def chapter_picture() -> tuple[bytes, str]:
+    """The README's picture: the one that stands for the EfficientViT chapter, and its alt text."""
     path = ROOT / "notebooks" / "efficientvit.ipynb"
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code" and "attention.overlay(" in "".join(cell["source"]):
-            for output in cell["outputs"]:
-                if "image/png" in output.get("data", {}):
-                    return base64.b64decode("".join(output["data"]["image/png"]))
-    raise ValueError(f"{path} stores no output of attention.overlay")
+        if "chapter-picture" not in cell["metadata"].get("tags", []):
+            continue
+        for output in cell["outputs"]:
+            if "image/png" in output.get("data", {}):
+                png = base64.b64decode("".join(output["data"]["image/png"]))
+                return png, cell["metadata"]["mystnb"]["image"]["alt"]
+    raise ValueError(f"{path} stores no picture in a cell tagged chapter-picture")
+
+
+def picture() -> str:
+    """The picture as Markdown."""
+    return f"![{chapter_picture()[1]}]({PICTURE.relative_to(ROOT).as_posix()})"
 
 
 def refresh() -> None:
     """Write README.md's generated parts and its picture."""
     README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
-    PICTURE.write_bytes(overlay_png())
+    PICTURE.write_bytes(chapter_picture()[0])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 KEPT = "kept-"  # names of groups that keep their colours in the dark
 KEY = "drawings"  # in the metadata of an output's PNG
-MOST = 45_000  # bytes of the compressed drawings of one figure; beyond, only the PNG is stored
+MOST = 11_000  # bytes of the compressed drawings of one figure; beyond, only the PNG is stored
 NARROW = 4.3  # inches: text of 11 points is then 11 pixels high and more on a phone of 390
 DPI = 192  # of pictures inside a drawing: two dots for each CSS pixel
 PAD = 0.12  # inches around a figure, as in the PNG
