@@ -49,11 +49,16 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x))
 
     def fuse(self) -> nn.Conv2d:
-        """The one convolution that computes the same in evaluation mode; frozen if `conv` is."""
-        pair = copy.deepcopy(self).eval()
-        folded = fuse_conv_bn_eval(pair.conv, pair.norm)
-        folded.bias.requires_grad_(self.conv.weight.requires_grad)
-        return folded
+        """The one convolution that computes the same in evaluation mode."""
+        return fold_norm(self.conv, self.norm)
+
+
+def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """The one convolution that computes `norm(conv(x))` in evaluation mode; frozen if `conv` is."""
+    pair = copy.deepcopy(nn.Sequential(conv, norm)).eval()
+    folded = fuse_conv_bn_eval(*pair)
+    folded.bias.requires_grad_(conv.weight.requires_grad)
+    return folded
 
 
 class ConvFeedForward(nn.Module):

@@ -4,7 +4,7 @@
 
     what its family's table names    `FUSED` in `refimpl/deploy/<stem>.py`: type -> its fused form
     what can fuse itself             `part.fuse()`, as `layers.ConvNorm` has it
-    convolution, then batch norm     one convolution (`torch.nn.utils.fusion`), in a sequence
+    convolution, then batch norm     one convolution (`layers.fold_norm`), in a sequence
     1×1 convolution                  a matrix product on pixels (`Conv1x1AsLinear`)
     patch embedding                  a matrix product on patches (`PatchProduct`)
 
@@ -25,10 +25,9 @@ from types import ModuleType
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.utils import fusion
 
 from refimpl import checks
-from refimpl.layers import ConvNorm, PatchEmbed
+from refimpl.layers import ConvNorm, PatchEmbed, fold_norm
 
 Fuse = Callable[[nn.Module], nn.Module]
 
@@ -116,13 +115,6 @@ def fold_neighbours(sequence: nn.Sequential) -> None:
             sequence[i + 1] = nn.Identity()
         elif isinstance(first, (nn.Conv2d, ConvNorm, nn.BatchNorm2d)) and type(second) is nn.ReLU:
             sequence[i + 1] = nn.ReLU(inplace=True)
-
-
-def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """The one convolution that computes `norm(conv(x))` in evaluation mode; frozen if `conv` is."""
-    folded = fusion.fuse_conv_bn_eval(conv, norm)
-    folded.bias.requires_grad_(conv.weight.requires_grad)
-    return folded
 
 
 @torch.no_grad()

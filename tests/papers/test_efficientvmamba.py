@@ -313,10 +313,7 @@ def test_fused_model_is_equal_and_leaves_the_model_alone(options):
 
 
 @pytest.mark.parametrize("step", models.NEXT_STEPS, ids=lambda step: step.__name__)
-def test_next(step, request):
-    if step is models.traced_and_exported_take_any_batch:
-        reason = "selective_scan fixes the batch until it takes `doubling` while it is recorded"
-        request.applymarker(pytest.mark.xfail(reason=reason))
+def test_next(step):
     step(filled, torch.randn(2, 3, 32, 32))
 
 
