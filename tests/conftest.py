@@ -18,6 +18,8 @@ if not torch.cuda.is_available():
 
 from refimpl import golden
 
+pytest_plugins = ["shared.browser"]
+
 
 def pytest_addoption(parser):
     parser.addoption(

@@ -1,8 +1,6 @@
 """The built book in headless Chromium: pages readable by everybody, quiet, light and complete.
 
-Uses `book/_build/html` when it is newer than its sources, else builds it (under a lock, once for
-all workers). `REFIMPL_BOOK=DIR` checks another built book, `REFIMPL_AXE=FILE` uses another axe-core
-than the pinned one.
+`shared/browser.py` says which book and which Chromium.
 """
 
 from __future__ import annotations
@@ -14,49 +12,16 @@ import importlib.util
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
 
 from refimpl_book import modules
+from shared.browser import ROOT, needs_book
 
-ROOT = Path(__file__).parents[1]
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-CHROMEDRIVER = shutil.which("chromedriver")
+pytestmark = needs_book
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not (CHROMIUM and CHROMEDRIVER),
-        reason="needs chromium and chromedriver: apt-get install chromium chromium-driver",
-    ),
-    pytest.mark.skipif(
-        not importlib.util.find_spec("jupyter_book"), reason="needs the extra 'book'"
-    ),
-    pytest.mark.skipif(not importlib.util.find_spec("selenium"), reason="needs the extra 'test'"),
-]
-
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-default-apps",
-    "--hide-scrollbars",
-    "--force-color-profile=srgb",
-)
 BUDGET_PAGE = 1_000_000  # bytes of a page, gzipped, before figures
 BUDGET_FIGURES = 600_000  # bytes of its figures
 ALT_LENGTH = range(40, 251)
@@ -90,172 +55,6 @@ CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
 def shows_explorer(page: str) -> bool:
     """Whether a stored chapter shows an attention explorer."""
     return "attention-explorer" in (ROOT / f"{page}.ipynb").read_text(encoding="utf-8")
-
-
-def is_fresh(index: Path) -> bool:
-    places = [
-        ROOT / "_config.yml",
-        *(ROOT / "book").rglob("*"),
-        *(ROOT / "notebooks").glob("*.ipynb"),
-        *(ROOT / "refimpl").rglob("*.py"),
-    ]
-    sources = [
-        p
-        for p in places
-        if p.is_file() and "_build" not in p.parts and "__pycache__" not in p.parts
-    ]
-    return index.exists() and index.stat().st_mtime >= max(p.stat().st_mtime for p in sources)
-
-
-@pytest.fixture(scope="session")
-def book() -> Path:
-    """The folder of the built book."""
-    if given := os.environ.get("REFIMPL_BOOK"):
-        return Path(given)
-    from filelock import FileLock
-
-    html = ROOT / "book" / "_build" / "html"
-    html.mkdir(parents=True, exist_ok=True)
-    with FileLock(html.parent / "tests.lock"):
-        if not is_fresh(html / "index.html"):
-            done = subprocess.run(
-                [sys.executable, "book/tools/build.py"], cwd=ROOT, capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return html
-
-
-class Browser:
-    """Headless Chromium before a local server of the book."""
-
-    def __init__(self, root: Path, profile: Path):
-        from selenium import webdriver
-
-        class Quiet(SimpleHTTPRequestHandler):
-            def log_message(self, *args):
-                pass
-
-        self.root = root
-        self.server = ThreadingHTTPServer(
-            ("127.0.0.1", 0), functools.partial(Quiet, directory=str(root))
-        )
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.base = f"http://127.0.0.1:{self.server.server_port}/"
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        for flag in [*FLAGS, f"--user-data-dir={profile}"]:
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(
-            options=options, service=webdriver.ChromeService(CHROMEDRIVER)
-        )
-        self.driver.set_script_timeout(120)
-        self.run = self.driver.execute_script
-        # no colour halfway between two themes
-        still = [{"name": "prefers-reduced-motion", "value": "reduce"}]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": still})
-        remember = "localStorage.setItem('mode', 'light'); localStorage.setItem('theme', 'light')"
-        self.driver.execute_cdp_cmd(
-            "Page.addScriptToEvaluateOnNewDocument", {"source": f"try {{ {remember} }} catch {{}}"}
-        )
-
-    def size(self, width: int, height: int = 900) -> None:
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-    def open(self, page: str, address: str = "") -> list[dict]:
-        """Load a page afresh; the requests it made: url, status, whether it failed."""
-        self.driver.get("about:blank")
-        self.driver.get_log("performance")
-        self.driver.get_log("browser")
-        self.driver.get(f"{self.base}{page}.html{address}")
-        requests = {}
-        for entry in self.driver.get_log("performance"):
-            message = json.loads(entry["message"])["message"]
-            if message["method"] == "Network.requestWillBeSent":
-                requests[message["params"]["requestId"]] = {
-                    "url": message["params"]["request"]["url"]
-                }
-            elif (
-                message["method"] == "Network.responseReceived"
-                and message["params"]["requestId"] in requests
-            ):
-                requests[message["params"]["requestId"]]["status"] = message["params"]["response"][
-                    "status"
-                ]
-        return [
-            r for r in requests.values() if not r["url"].startswith(("data:", "blob:", "about:"))
-        ]
-
-    def theme(self, name: str) -> None:
-        self.run(
-            "const root = document.documentElement.dataset; root.theme = root.mode = arguments[0]",
-            name,
-        )
-
-    def errors(self) -> list[str]:
-        return [
-            e["message"]
-            for e in self.driver.get_log("browser")
-            if e["level"] in ("SEVERE", "WARNING")
-        ]
-
-    def thin(self) -> None:
-        """Keep three of each kind of code token and of formula: equal class, equal colours.
-
-        axe looks at the colours of every single one.
-        """
-        self.run(
-            """const seen = {}, often = (key) => (seen[key] = (seen[key] ?? 0) + 1) > 3;
-               const places = '.cell_input, .cell_output, .sd-tab-content, dt, article';
-               const place = (element) => element.closest(places)?.className;
-               for (const token of document.querySelectorAll('pre span'))
-                 if (often(token.className + place(token)))
-                   token.replaceWith(...token.childNodes);
-               for (const formula of document.querySelectorAll('.katex-html'))
-                 if (often(place(formula))) formula.replaceChildren();
-               document.querySelectorAll('pre').forEach((pre) => pre.normalize());"""
-        )
-
-    def axe(self, rules: list[str] | None = None) -> list[str]:
-        """Violations as readable lines."""
-        if not self.run("return !!window.axe"):
-            self.run(axe_source())
-        # preloading asks for style sheets at wrong addresses
-        options = {"resultTypes": ["violations"], "preload": False}
-        if rules:
-            options["runOnly"] = {"type": "rule", "values": rules}
-        else:
-            options["rules"] = {"label-content-name-mismatch": {"enabled": True}}
-        found = self.driver.execute_async_script(
-            """const [options, done] = arguments;
-               axe.run(document, options).then(
-                 (result) => done(result.violations),
-                 (error) => done([{id: String(error), nodes: []}]));""",
-            options,
-        )
-        nothing = {"html": "", "failureSummary": ""}
-        return [
-            f"{v['id']}: {n['html'][:160]} — {' '.join(n['failureSummary'].split())[:160]}"
-            for v in found
-            for n in v["nodes"][:3] or [nothing]
-        ]
-
-
-@functools.cache
-def axe_source() -> str:
-    if given := os.environ.get("REFIMPL_AXE"):
-        return Path(given).read_text(encoding="utf-8")
-    package = Path(importlib.util.find_spec("selenium_axe_python").origin).parent
-    return (package / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="session")
-def browser(book, tmp_path_factory):
-    made = Browser(book, tmp_path_factory.mktemp("chromium"))
-    yield made
-    made.driver.quit()
-    made.server.shutdown()
 
 
 @functools.cache

@@ -7,7 +7,6 @@ import html
 import io
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -144,24 +143,7 @@ def test_text_can_be_read_on_a_phone():
         made([chart(0), small])
 
 
-@pytest.fixture(scope="module")
-def browser():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    driver = shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("no chromium with chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield window
-    window.quit()
-
-
-def open_page(browser, tmp_path, *sliders: viz.Slider, script: bool = True) -> None:
+def open_page(window, tmp_path, *sliders: viz.Slider, script: bool = True) -> None:
     pieces = "".join(shown.html for shown in sliders)
     if not script:
         pieces = re.sub(r"<script>.*?</script>", "", pieces, flags=re.DOTALL)
@@ -173,85 +155,85 @@ def open_page(browser, tmp_path, *sliders: viz.Slider, script: bool = True) -> N
         f"{pieces}</main></body></html>",
         encoding="utf-8",
     )
-    browser.set_window_size(1280, 1200)
-    browser.get(page.as_uri())
+    window.set_window_size(1280, 1200)
+    window.get(page.as_uri())
 
 
-def found(browser, selector: str) -> list:
-    return browser.find_elements("css selector", f".frame-slider {selector}")
+def found(window, selector: str) -> list:
+    return window.find_elements("css selector", f".frame-slider {selector}")
 
 
 @pytest.mark.browser
-def test_moving_changes_picture_label_and_alt_text(browser, tmp_path):
+def test_moving_changes_picture_label_and_alt_text(window, tmp_path):
     from selenium.webdriver import Keys
 
     one = made([chart(k) for k in range(5)])
     other = made(squares(3), title="Greys", first=1)
-    open_page(browser, tmp_path, one, other)
-    inputs, images = found(browser, "input"), found(browser, "img")
+    open_page(window, tmp_path, one, other)
+    inputs, images = found(window, "input"), found(window, "img")
     before = [image.get_attribute("src") for image in images]
     assert [i.get_attribute("value") for i in inputs] == ["0", "1"]
-    assert found(browser, ".fs-note") == []
+    assert found(window, ".fs-note") == []
 
     inputs[0].send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     assert images[0].get_attribute("src") != before[0]
     assert images[0].get_attribute("alt") == 'A line of slope "2" over one second.'
-    assert found(browser, ".fs-label")[0].text == "step 2"
-    assert found(browser, ".fs-count")[0].text == "3 of 5"
+    assert found(window, ".fs-label")[0].text == "step 2"
+    assert found(window, ".fs-count")[0].text == "3 of 5"
     assert inputs[0].get_attribute("aria-valuetext") == "step 2"
     assert inputs[0].get_attribute("aria-label") == "A line that <turns>"
-    told = found(browser, ".fs-told")
+    told = found(window, ".fs-told")
     assert told[0].get_attribute("textContent") == 'A line of slope "2" over one second.'
-    shown = browser.execute_script("return arguments[0].naturalWidth > 0", images[0])
+    shown = window.execute_script("return arguments[0].naturalWidth > 0", images[0])
     assert shown, "the picture can be decoded"
 
     assert images[1].get_attribute("src") == before[1], "the other slider did not move"
     inputs[1].send_keys(Keys.HOME)
-    assert found(browser, ".fs-label")[1].text == "step 0"
-    assert found(browser, ".fs-label")[0].text == "step 2"
+    assert found(window, ".fs-label")[1].text == "step 0"
+    assert found(window, ".fs-label")[0].text == "step 2"
     inputs[1].send_keys(Keys.ARROW_RIGHT)
     assert images[1].get_attribute("src") == before[1], "and back"
-    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert [entry for entry in window.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 @pytest.mark.browser
-def test_focus_can_be_seen_and_a_phone_shows_it_whole(browser, tmp_path):
-    open_page(browser, tmp_path, made([chart(k) for k in range(5)]), made(squares(3)))
-    browser.execute_cdp_cmd(
+def test_focus_can_be_seen_and_a_phone_shows_it_whole(window, tmp_path):
+    open_page(window, tmp_path, made([chart(k) for k in range(5)]), made(squares(3)))
+    window.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": 390, "height": 1200, "deviceScaleFactor": 1, "mobile": True},
     )
     try:
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
-        widths = [image.size["width"] for image in found(browser, "img")]
+        assert window.execute_script("return document.documentElement.scrollWidth") <= 390
+        widths = [image.size["width"] for image in found(window, "img")]
         assert widths[0] == 358
-        assert widths == [image.size["width"] for image in found(browser, "img")]
-        browser.execute_script("document.body.tabIndex = -1; document.body.focus()")
+        assert widths == [image.size["width"] for image in found(window, "img")]
+        window.execute_script("document.body.tabIndex = -1; document.body.focus()")
         styles = "const s = getComputedStyle(arguments[0]); return [s.outlineStyle, s.outlineWidth]"
-        slider = found(browser, "input")[0]
-        assert browser.execute_script(styles, slider)[0] == "none"
+        slider = found(window, "input")[0]
+        assert window.execute_script(styles, slider)[0] == "none"
         slider.send_keys("")
-        assert browser.execute_script(styles, slider) == ["solid", "3px"]
+        assert window.execute_script(styles, slider) == ["solid", "3px"]
         sizes = """return [...document.querySelectorAll('.frame-slider p')]
             .map(p => parseFloat(getComputedStyle(p).fontSize))"""
-        assert min(browser.execute_script(sizes)) >= 11
+        assert min(window.execute_script(sizes)) >= 11
     finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        window.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.browser
-def test_accessible_to_axe(browser, tmp_path):
+def test_accessible_to_axe(window, tmp_path):
     axe = pytest.importorskip("selenium_axe_python")
-    open_page(browser, tmp_path, made([chart(k) for k in range(3)]), made(squares(3), title="Two"))
-    checked = axe.Axe(browser)
+    open_page(window, tmp_path, made([chart(k) for k in range(3)]), made(squares(3), title="Two"))
+    checked = axe.Axe(window)
     checked.inject()
     assert [problem["id"] for problem in checked.run()["violations"]] == []
 
 
 @pytest.mark.browser
-def test_without_a_script_one_frame_stays(browser, tmp_path):
-    open_page(browser, tmp_path, made(squares(3), first=1), script=False)
-    assert found(browser, "img")[0].get_attribute("alt").startswith('A line of slope "1"')
-    assert found(browser, ".fs-label")[0].text == "step 1"
-    assert not found(browser, "input")[0].is_displayed()
-    assert "in JupyterLab and in Colab" in found(browser, ".fs-note")[0].text
+def test_without_a_script_one_frame_stays(window, tmp_path):
+    open_page(window, tmp_path, made(squares(3), first=1), script=False)
+    assert found(window, "img")[0].get_attribute("alt").startswith('A line of slope "1"')
+    assert found(window, ".fs-label")[0].text == "step 1"
+    assert not found(window, "input")[0].is_displayed()
+    assert "in JupyterLab and in Colab" in found(window, ".fs-note")[0].text

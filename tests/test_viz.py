@@ -8,7 +8,6 @@ import html
 import json
 import pickle
 import re
-import shutil
 import zlib
 
 import numpy as np
@@ -577,30 +576,8 @@ def test_explorer_pools_large_maps_and_keeps_to_its_size():
         attention.explorer(data.photo("coffee", 64), sharp[:1], query=(2, 0))
 
 
-@pytest.fixture(scope="module")
-def browser():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = (
-        shutil.which("chromium") or shutil.which("chromium-browser"),
-        shutil.which("chromedriver"),
-    )
-    if not (chromium and driver):
-        pytest.skip("no chromium with chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    quiet = (
-        "--disable-background-networking --disable-component-update --disable-sync --no-first-run"
-    )
-    for flag in f"--headless=new --no-sandbox --disable-gpu {quiet}".split():
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield window
-    window.quit()
-
-
 @pytest.mark.browser
-def test_explorer_in_a_browser(browser, tmp_path):
+def test_explorer_in_a_browser(window, tmp_path):
     """Two on one page answer pointer, finger and arrow keys, each for itself, on a phone too."""
     from selenium.webdriver import ActionChains, Keys
     from selenium.webdriver.support.ui import WebDriverWait
@@ -621,16 +598,16 @@ def test_explorer_in_a_browser(browser, tmp_path):
     page.write_text(
         f'<!doctype html><html lang="en">{head}<title>Test</title>{body}</html>', encoding="utf-8"
     )
-    browser.set_window_size(1000, 1400)
-    browser.get(page.as_uri())
+    window.set_window_size(1000, 1400)
+    window.get(page.as_uri())
 
     def find(selector: str) -> list:
-        return browser.find_elements("css selector", f".attention-explorer {selector}")
+        return window.find_elements("css selector", f".attention-explorer {selector}")
 
     def said(i: int) -> str:
         return find(".ax-summary")[i].text
 
-    WebDriverWait(browser, 20).until(lambda _: len(find("canvas")) == 2)
+    WebDriverWait(window, 20).until(lambda _: len(find("canvas")) == 2)
     assert (
         len(find(".ax-mark")) == 2
         and len(find("select")[0].find_elements("css selector", "option")) == 2
@@ -643,7 +620,7 @@ def test_explorer_in_a_browser(browser, tmp_path):
 
     pad = find(".ax-pad")[0]
     width, height = pad.size["width"], pad.size["height"]
-    ActionChains(browser).move_to_element_with_offset(
+    ActionChains(window).move_to_element_with_offset(
         pad, -width // 2 + 5, -height // 2 + 5
     ).perform()
     assert said(0).startswith(
@@ -651,7 +628,7 @@ def test_explorer_in_a_browser(browser, tmp_path):
     ) and said(1).startswith("Query in row 3")
     pixels = """const c = document.querySelector(".attention-explorer canvas").getContext("2d");
         return [60, 170].map(i => Array.from(c.getImageData(i, i, 1, 1).data));"""
-    dark, bright = browser.execute_script(pixels)
+    dark, bright = window.execute_script(pixels)
     assert sum(bright[:3]) > 2 * sum(dark[:3])
 
     find(".ax-pad")[1].send_keys(
@@ -660,7 +637,7 @@ def test_explorer_in_a_browser(browser, tmp_path):
     assert said(1).startswith(
         "Query in row 4, column 4: head 1 looks most at row 1, column 1"
     ) and said(0).startswith("Query in row 1")
-    role = browser.execute_script(
+    role = window.execute_script(
         """const pad = document.querySelectorAll(".ax-pad")[1];
         return [pad.getAttribute("role"), pad.tabIndex, document.activeElement === pad]"""
     )
@@ -673,23 +650,21 @@ def test_explorer_in_a_browser(browser, tmp_path):
         1
     ).startswith("Query in row 2, column 2")
 
-    browser.execute_cdp_cmd(
+    window.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": 320, "height": 1400, "deviceScaleFactor": 1, "mobile": True},
     )
-    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= 320
-    box = browser.execute_script(
+    window.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    assert window.execute_script("return document.documentElement.scrollWidth") <= 320
+    box = window.execute_script(
         """const box = document.querySelector(".ax-pad").getBoundingClientRect();
         return [box.right - 6, box.top + 6]"""
     )
     point = [{"x": box[0], "y": box[1]}]
-    browser.execute_cdp_cmd(
-        "Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": point}
-    )
-    browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    window.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": point})
+    window.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     assert said(0).startswith("Query in row 1, column 4: head 1 looks most at row 4, column 1")
-    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert [entry for entry in window.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 # -- artifacts
