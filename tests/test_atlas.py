@@ -286,7 +286,7 @@ def pages(monkeypatch, tmp_path, published):
         {"cell_type": "markdown", "source": "", "metadata": {}},
         {"cell_type": "code", "outputs": [{"output_type": "stream", "text": ""}], "metadata": {}},
     ]
-    (tmp_path / "convit.ipynb").write_text(json.dumps({"cells": cells}))
+    (tmp_path / "convit.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
     monkeypatch.setattr(sources, "NOTEBOOKS", tmp_path)
     monkeypatch.setattr(sources, "written", lambda stem: stem == "convit")
     return made

@@ -96,7 +96,9 @@ def test_every_checkpoint_scores_what_its_record_says(stem, monkeypatch, capsys)
 
 def test_chapters_with_recorded_runs_have_records():
     with_runs = [
-        path.stem for path in TEXTS.glob("*.md") if "chapter.recorded(" in path.read_text()
+        path.stem
+        for path in TEXTS.glob("*.md")
+        if "chapter.recorded(" in path.read_text(encoding="utf-8")
     ]
     assert sorted(with_runs) == STEMS
 
@@ -184,7 +186,7 @@ def toy(tmp_path, monkeypatch):
     made = Paper("toy", "Toy", "A title", "A. Author", "V", 2024, "an idea")
     monkeypatch.setitem(refimpl.catalogue.PAPERS, "toy", made)
     text = tmp_path / "toy.md"
-    text.write_text(TOY)
+    text.write_text(TOY, encoding="utf-8")
     return text
 
 
@@ -237,16 +239,16 @@ def test_a_changed_score_or_network_is_refused(toy):
     path = runs.CHECKPOINTS / "toy" / "record.json"
     record = runs.read_record("toy")
     record["long"]["score"] += 0.02
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(ValueError, match=r"run 'long' scores 0\.\d+, its record of .* ± 0\.01"):
         execute(toy)
     record["long"]["score"] -= 0.02
-    path.write_text(json.dumps(record))
-    toy.write_text(TOY.replace("16", "17"))
+    path.write_text(json.dumps(record), encoding="utf-8")
+    toy.write_text(TOY.replace("16", "17"), encoding="utf-8")
     with pytest.raises(ValueError, match=r"'long': build\(\) no longer makes the network"):
         execute(toy)
     shutil.copy(runs.path_of("toy", "long"), runs.path_of("toy", "other"))
-    toy.write_text(TOY.replace('"long"', '"other"'))
+    toy.write_text(TOY.replace('"long"', '"other"'), encoding="utf-8")
     with pytest.raises(ValueError, match="no recorded run 'other' of toy .there are: long, short"):
         execute(toy)
 

@@ -45,7 +45,7 @@ def make(copy: Path, *arguments: str) -> str:
     for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTEST_XDIST_WORKER", "PYTEST_ADDOPTS"):
         environment.pop(name, None)
     done = subprocess.run(
-        ["make", *arguments], cwd=copy, env=environment, capture_output=True, text=True
+        ["make", *arguments], cwd=copy, env=environment, capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 0, f"make {' '.join(arguments)}\n{done.stdout}{done.stderr}"
     return done.stdout

@@ -36,7 +36,9 @@ def files() -> dict[str, list[str]]:
     command = [sys.executable, "-c", IMPORTED.lstrip(), *STEMS]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, encoding="utf-8", check=True
+    )
     return json.loads(done.stdout)
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 def run_pytest(*arguments: object, cwd: Path = ROOT) -> str:
     """What a pytest of its own prints; fails where that does not pass."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -83,7 +83,7 @@ def test_import_is_light():
     command = [sys.executable, "-c", IMPORT]
     runs = []
     for _ in range(3):
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
         seconds, *imported = done.stdout.split()
         runs.append(float(seconds))
     assert not set(HEAVY) & set(imported)

@@ -18,13 +18,13 @@ import readme
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CONDA_NAMES = {"pytorch": "torch"}
 
 
 def run(*command: str):
     result = subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, encoding="utf-8"
     )
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -42,7 +42,7 @@ def test_who_may_import_whom():
         [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
         cwd=ROOT,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -53,7 +53,7 @@ def split(requirement: str) -> tuple[str, str]:
 
 
 def test_environment_agrees_with_the_project():
-    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
     from_pip = [
         e
         for entry in conda
@@ -84,7 +84,7 @@ def test_constraints_satisfy_the_project():
 
     lines = [
         Requirement(line)
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
         if line and not line.startswith("#")
     ]
     pins = {re.sub(r"[-_.]+", "-", r.name).lower(): next(iter(r.specifier)).version for r in lines}
@@ -152,7 +152,7 @@ def test_files_are_short_enough_to_read(room):
 def test_one_address():
     repo = address.current()
     assert (
-        yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+        yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
         == f"https://github.com/{repo}"
     )
     owner, name = repo.split("/")
@@ -168,7 +168,7 @@ def test_one_address():
             else []
         ):
             assert other == f"{owner}.github.io/{name}", path
-    assert f"github.com/{repo}" in (ROOT / "CITATION.cff").read_text()
+    assert f"github.com/{repo}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def test_the_address_can_be_changed_and_changed_back(tmp_path):
@@ -176,14 +176,14 @@ def test_the_address_can_be_changed_and_changed_back(tmp_path):
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
-    before = {path: path.read_text() for path in address.holders(tmp_path)}
+    before = {path: path.read_text(encoding="utf-8") for path in address.holders(tmp_path)}
     old = address.current(tmp_path)
     address.rewrite("someone/elsewhere", tmp_path)
     assert address.current(tmp_path) == "someone/elsewhere"
     for path in address.holders(tmp_path):
-        assert f"github.com/{old}" not in path.read_text(), path
+        assert f"github.com/{old}" not in path.read_text(encoding="utf-8"), path
     address.rewrite(old, tmp_path)
-    assert {path: path.read_text() for path in address.holders(tmp_path)} == before
+    assert {path: path.read_text(encoding="utf-8") for path in address.holders(tmp_path)} == before
     with pytest.raises(ValueError, match="owner/name"):
         address.rewrite("https://example.org/x/y", tmp_path)
 
@@ -192,7 +192,7 @@ def test_tree_holds_no_leftovers():
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     files = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     ).stdout.splitlines()
     assert not [
         f

@@ -192,7 +192,7 @@ def measure_kernel(op: str, ceilings: measure.Ceilings, rounds: int) -> dict:
     interpreted = subprocess.run(
         [sys.executable, __file__, "--interpret", op],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
     if interpreted.returncode == 0:

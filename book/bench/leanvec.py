@@ -135,7 +135,7 @@ def of_faiss(X: np.ndarray):
 
 def svs_compresses() -> bool:
     """Whether SVS's LVQ and LeanVec run here: on other than Intel's processors they exit."""
-    return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
 
 
 def of_svs(X: np.ndarray):

@@ -110,7 +110,7 @@ def execute(stem: str) -> None:
     """Run one chapter and write its notebook and text."""
     begun = time.perf_counter()
     notebook = clean(run(stem, {}))
-    nbformat.write(notebook, NOTEBOOKS / f"{stem}.ipynb")
+    replace(NOTEBOOKS / f"{stem}.ipynb", nbformat.writes(notebook) + "\n")
     write_text(stem, notebook)
     seconds = time.perf_counter() - begun
     print(f"{stem}: {seconds:.0f} s -> notebooks/{stem}.ipynb", flush=True)
@@ -128,7 +128,17 @@ def record(stem: str) -> None:
 
 
 def write_text(stem: str, notebook: nbformat.NotebookNode) -> None:
-    (NOTEBOOKS / "text" / f"{stem}.md").write_text(text_of(notebook))
+    replace(NOTEBOOKS / "text" / f"{stem}.md", text_of(notebook))
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all: the old one stays until the new one is complete."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def text_of(notebook: nbformat.NotebookNode) -> str:

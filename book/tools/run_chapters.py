@@ -44,7 +44,9 @@ def run(stem: str, site: Path, limit: int) -> tuple[str, int, float, str]:
     command += ["-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env"]
     command += [f"--nbval-cell-timeout={limit}", f"{stem}.ipynb"]
     begun = time.perf_counter()
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    result = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, encoding="utf-8"
+    )
     seconds = time.perf_counter() - begun
     return stem, result.returncode, seconds, result.stdout + result.stderr
 

@@ -423,7 +423,8 @@ def left_behind(folder: str) -> list[int]:
         try:
             if (
                 os.readlink(process / "cwd").startswith(folder)
-                and (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+                and (process / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+                != "Z"
             ):
                 found.append(int(process.name))
         except OSError:
@@ -440,7 +441,7 @@ def test_hostile(name, tmp_path):
         if folder.stat().st_uid == os.getuid():
             folder.chmod(0o777)
     precious = tmp_path / "precious"
-    precious.write_text("untouched")
+    precious.write_text("untouched", encoding="utf-8")
     before = time.perf_counter()
     with Program(
         textwrap.dedent(code).replace("CANARY", str(canary)), "f", memory=256 << 20
@@ -452,7 +453,7 @@ def test_hostile(name, tmp_path):
     assert wall < SECONDS + 1, f"took {wall:.2f} s"
     assert result.status in verdicts.split(), result
     assert result.detail.isprintable() and len(result.detail) <= 300
-    assert not list(canary.iterdir()) and precious.read_text() == "untouched"
+    assert not list(canary.iterdir()) and precious.read_text(encoding="utf-8") == "untouched"
     assert not os.path.exists(folder)
     if LINUX:
         assert left_behind(folder) == []
@@ -598,7 +599,7 @@ def alone(script: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", ALONE + script, sandbox.__file__],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=20,
     )
     assert done.returncode == 0, done.stderr
@@ -650,7 +651,7 @@ print(run(limits, "f", (), memory=1 << 30).status)"""
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         cwd=Path(sandbox.__file__).parents[3],
         timeout=60,
     )
@@ -661,7 +662,9 @@ def test_system_calls_have_their_numbers():
     header = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
     if not header.exists():
         pytest.skip("Linux's header files are not installed")
-    lines = [line.split() for line in header.read_text().splitlines() if "__NR_" in line]
+    lines = [
+        line.split() for line in header.read_text(encoding="utf-8").splitlines() if "__NR_" in line
+    ]
     numbers = {words[1].removeprefix("__NR_"): int(words[2]) for words in lines if len(words) == 3}
     assert sandbox.system_calls("x86_64").items() <= numbers.items()
     assert sandbox.system_calls("a machine of tomorrow") == {}
@@ -716,7 +719,7 @@ program.call((), seconds=30)"""
     caller = subprocess.Popen(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         cwd=Path(sandbox.__file__).parents[3],
     )
     folder = caller.stdout.readline().strip()
@@ -853,14 +856,15 @@ def test_system_without_fork(monkeypatch):
 def test_fork_server_that_cannot_drop_privileges_refuses(monkeypatch, tmp_path):
     """As root without an unprivileged user to become, nothing is run."""
     broken = tmp_path / "sandbox.py"
-    source = Path(sandbox.__file__).read_text()
+    source = Path(sandbox.__file__).read_text(encoding="utf-8")
     broken.write_text(
         source.replace(
             "    if os.geteuid() == 0:\n        import pwd\n",
             "    raise PermissionError('no such user here')\n    if True:\n        import pwd\n",
-        )
+        ),
+        encoding="utf-8",
     )
-    assert "no such user here" in broken.read_text()
+    assert "no such user here" in broken.read_text(encoding="utf-8")
     monkeypatch.setattr(sandbox, "__file__", str(broken))
     with pytest.raises(RuntimeError, match="no such user here"):
         run("def f():\n    return 1", "f", ())
@@ -884,7 +888,7 @@ print(p.folder)"""
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         cwd=Path(sandbox.__file__).parents[3],
         timeout=60,
     )

@@ -482,7 +482,7 @@ def command(*arguments, temporary: Path | None = None) -> subprocess.Popen:
     return subprocess.Popen(
         line,
         env=environment,
-        text=True,
+        encoding="utf-8",
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         preexec_fn=default_signals if hasattr(os, "fork") else None,
@@ -493,7 +493,8 @@ def sample_file(
     path: Path, codes: list[str], more: str = "", problem: str = "max_subarray"
 ) -> Path:
     path.write_text(
-        "".join(json.dumps({"problem": problem, "code": code}) + "\n" for code in codes) + more
+        "".join(json.dumps({"problem": problem, "code": code}) + "\n" for code in codes) + more,
+        encoding="utf-8",
     )
     return path
 
@@ -519,7 +520,7 @@ def test_command(tmp_path):
     assert (
         "eff@3" in out and "longest_unique" in out and out.strip().endswith("samples.results.json")
     )
-    record = json.loads((tmp_path / "samples.results.json").read_text())
+    record = json.loads((tmp_path / "samples.results.json").read_text(encoding="utf-8"))
     assert len(record["samples"]) == len(solutions) and record["malformed"][0].startswith("line 6")
     assert (
         record["samples"][-1]["passed"] is False
@@ -553,7 +554,7 @@ def test_interruption_keeps_what_is_finished(tmp_path, how):
     out, err = process.communicate(timeout=20)
     assert process.returncode == 130, err
     assert "interrupted after" in err and "longest_unique" in out
-    kept = json.loads((tmp_path / "samples.results.json").read_text())
+    kept = json.loads((tmp_path / "samples.results.json").read_text(encoding="utf-8"))
     assert kept["interrupted"] and len(kept["samples"]) == 2 and kept["samples"][0]["passed"]
     assert not list(temporary.iterdir()) and not living_in(temporary)
 
@@ -570,7 +571,8 @@ def living_in(folder: Path) -> list[str]:
         try:
             if (
                 os.readlink(process / "cwd").startswith(str(folder))
-                and (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+                and (process / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+                != "Z"
             ):
                 found.append(process.name)
         except OSError:
@@ -611,11 +613,11 @@ def test_results_are_written_as_they_come(tmp_path, monkeypatch, capsys):
     done = made_up()
     first = Evaluation(done.setting, done.results[:2])
     assert results.save(first, (1,), [])
-    assert len(json.loads((tmp_path / "r.json").read_text())["samples"]) == 2
+    assert len(json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["samples"]) == 2
     monkeypatch.setattr(os, "replace", full_disk)
     assert not results.save(done, (1,), []) and not results.save(done, (1,), [])
     assert capsys.readouterr().err.count("No space left") == 1, "said once"
-    assert len(json.loads((tmp_path / "r.json").read_text())["samples"]) == 2
+    assert len(json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["samples"]) == 2
 
 
 def full_disk(*_):
@@ -648,7 +650,7 @@ sys.argv = ["x", {str(sample_file(tmp_path / "s.jsonl", [""]))!r}, *{list(map(st
 from refimpl.bases.programs.__main__ import main
 sys.exit(main())"""
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=60
     )
     assert done.returncode == 0 and "max_subarray" in done.stdout, done.stderr
 
@@ -656,7 +658,9 @@ sys.exit(main())"""
 def test_earlier_address_of_the_command():
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-m", "refimpl.papers.enamel", "--prompts"]
-    out = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60).stdout
+    out = subprocess.run(
+        line, env=environment, capture_output=True, encoding="utf-8", timeout=60
+    ).stdout
     assert len(out.splitlines()) == len(tasks())
 
 
@@ -751,7 +755,8 @@ def add(x):
 
     # a comment of its own
     return x + x
-'''
+''',
+        encoding="utf-8",
     )
     spec = importlib.util.spec_from_file_location("double", path)
     module = importlib.util.module_from_spec(spec)

@@ -120,7 +120,10 @@ def book() -> Path:
     with FileLock(html.parent / "tests.lock"):
         if not is_fresh(html / "index.html"):
             done = subprocess.run(
-                [sys.executable, "book/tools/build.py"], cwd=ROOT, capture_output=True, text=True
+                [sys.executable, "book/tools/build.py"],
+                cwd=ROOT,
+                capture_output=True,
+                encoding="utf-8",
             )
             assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return html

@@ -466,7 +466,7 @@ def serve(orders: int, reports: int, go: int, results: int) -> None:
     gc.freeze()
     job: dict = {}
     try:
-        for line in os.fdopen(orders):
+        for line in os.fdopen(orders, encoding="utf-8"):
             message = json.loads(line)
             if "args" in message:
                 job = message | {"args": decode(json.loads(message["args"]))}
