@@ -47,7 +47,8 @@ def filled(seed: int = 0, **kwargs) -> FMViTR:
     model = FMViTR(**options)
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(layer.weight)  # it starts small, for norms that see batches
+            # it starts small, for norms that see batches
+            nn.init.normal_(layer.weight, std=0.8 * layer.weight[0].numel() ** -0.5)
     return models.lively(model)
 
 
