@@ -167,17 +167,19 @@ class SqueezeExcite(nn.Module):
 class Layout:
     """Where the tokens of an attention map lie in the image, so that maps can be drawn.
 
-    grid: rows and columns of the whole (query) map; window: side of a square window, `None` for
-    global attention (the batch then is (b · windows), windows row by row, the map zero-padded
-    right and bottom to full windows); prefix: leading tokens that are no patches (class,
-    distillation); key_grid: the keys' map where it differs (pooled keys). Windowed maps:
-    n = m = window².
+    grid: rows and columns of the whole (query) map; window: side of a square window, or rows and
+    columns of one, `None` for global attention (the batch then is (b · windows), windows row by
+    row, the map zero-padded right and bottom to full windows); prefix: leading tokens that are no
+    patches (class, distillation); key_grid: the keys' map where it differs (pooled keys); shift:
+    rows and columns by which the map was rolled up and left before it was padded and cut. Windowed
+    maps: n = m = tokens of a window.
     """
 
     grid: tuple[int, int]
-    window: int | None = None
+    window: int | tuple[int, int] | None = None
     prefix: int = 0
     key_grid: tuple[int, int] | None = None
+    shift: tuple[int, int] = (0, 0)
 
 
 class Probe(nn.Module):

@@ -104,6 +104,7 @@ BASES: dict[str, tuple[str, ...]] = {
         *("tf_b0", "tf_b1", "tf_b2", "tf_b3", "tf_b4", "tf_b5", "tf_b6", "tf_b7"),
         "lite0",
     ),
+    "swin": ("tiny", "small", "base", "large", "base_384", "large_384"),
 }
 
 
@@ -136,6 +137,11 @@ BASES_PUBLISHED: dict[str, Published] = {
             *(("b4", 82.9), ("b5", 83.6), ("b6", 84.0), ("b7", 84.3)),
             ("lite0", 75.1),
         ),
+    ),
+    "swin": Published(
+        "Swin",
+        "MIT",
+        (("tiny", 81.3), ("small", 83.0), ("base", 83.5), ("base_384", 84.5)),
     ),
 }
 

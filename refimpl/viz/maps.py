@@ -53,10 +53,10 @@ class Map:
     def to_image(self) -> Tensor:
         """The map over the whole image: (b, heads, H·W, H·W), queries by keys, both row by row.
 
-        Windows go back to their places: nothing is looked at outside a window, and keys in the
-        padding are cut off, so border rows may sum to less than 1. Class and other prefix tokens
-        are left out: rows sum to 1 minus what the patches give them. A pooled key's weight is
-        spread evenly over the positions that it stands for.
+        Windows go back to their places, shifted ones too: nothing is looked at outside a window,
+        and keys in the padding are cut off, so border rows may sum to less than 1. Class and other
+        prefix tokens are left out: rows sum to 1 minus what the patches give them. A pooled key's
+        weight is spread evenly over the positions that it stands for.
         """
         layout = self.layout or Layout(self.grid)
         height, width = layout.grid
@@ -87,24 +87,35 @@ class Map:
     def stitch(self, layout: Layout) -> Tensor:
         """`to_image` for maps of windows."""
         height, width = layout.grid
-        r = layout.window
-        rows, columns = math.ceil(height / r), math.ceil(width / r)
+        window = layout.window
+        high, wide = window if isinstance(window, tuple) else (window, window)
+        rows, columns = math.ceil(height / high), math.ceil(width / wide)
         windows, heads, n, m = self.weights.shape
-        if (n, m) != (r * r, r * r) or windows % (rows * columns):
+        if (n, m) != (high * wide, high * wide) or windows % (rows * columns):
             raise ValueError(
                 f"{self.name}: maps {tuple(self.weights.shape)} are no {rows}×{columns} windows of"
-                f" {r}×{r} tokens"
+                f" {high}×{wide} tokens"
             )
         b = windows // (rows * columns)
-        whole = self.weights.new_zeros(b, heads, rows, r, columns, r, rows, r, columns, r)
+        whole = self.weights.new_zeros(
+            b, heads, rows, high, columns, wide, rows, high, columns, wide
+        )
         local = rearrange(
-            self.weights, "(b i j) heads (y x) (v u) -> b i j heads y x v u", b=b, i=rows, y=r, v=r
+            self.weights,
+            "(b i j) heads (y x) (v u) -> b i j heads y x v u",
+            b=b,
+            i=rows,
+            y=high,
+            v=high,
         )
         for i in range(rows):
             for j in range(columns):
                 whole[:, :, i, :, j, :, i, :, j] = local[:, i, j]
         whole = rearrange(whole, "b heads i y j x k v l u -> b heads (i y) (j x) (k v) (l u)")
-        return whole[:, :, :height, :width, :height, :width].flatten(2, 3).flatten(3, 4)
+        whole = whole[:, :, :height, :width, :height, :width]
+        down, right = layout.shift
+        whole = whole.roll((down, right, down, right), (2, 3, 4, 5))
+        return whole.flatten(2, 3).flatten(3, 4)
 
 
 @contextmanager
