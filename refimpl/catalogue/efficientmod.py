@@ -17,6 +17,9 @@ PAPER = Paper(
     code="https://github.com/ma-xu/EfficientMod",
     commit="ec04df6da43b91414f3fd9ad0ea7a1161be6157c",
     licence="Apache-2.0",
+    variants=("xxs", "xs", "s", "s_conv"),
+    top1=(("xxs", 76.0), ("xs", 78.3), ("s", 81.0), ("s_conv", 80.5)),
+    kernels=("modulation_gate", "depthwise_gelu"),
     claims=(
         Claim(
             id="efficientmod.1",

@@ -15,7 +15,11 @@ from shared import ptx
 from shared.kernels import CONTRACTS, needs_triton
 
 SCRIPT = Path(__file__).parents[1] / "shared" / "ptx.py"
-BACKWARD = {"grid_encode", "selective_scan"}  # kernels of their own for the way back
+BACKWARD = {
+    "grid_encode",
+    "modulation_gate",
+    "selective_scan",
+}  # kernels of their own for the way back
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,17 @@ def cascade_problem(g, batch, side, heads, key_dim, width, kernel) -> dict:
     }
 
 
+# ---------------------------------------------------------------- depthwise convolution and GELU
+
+
+def depthwise_problem(g, batch, height, width, channels, kernel) -> dict:
+    return {
+        "x": normal(g, batch, height, width, channels),
+        "weight": normal(g, channels, kernel, kernel) / kernel,
+        "bias": normal(g, channels),
+    }
+
+
 # ---------------------------------------------------------------- grid lookup
 
 
@@ -140,6 +151,13 @@ def decode_then_multiply(queries, codes, scale, bias, mean=None, bits=8) -> Tens
     if mean is not None:
         vectors = vectors + mean.to(queries.dtype)
     return queries @ vectors.mT
+
+
+# ---------------------------------------------------------------- gate of a modulation block
+
+
+def gate_problem(g, batch, channels, ratio) -> dict:
+    return {"value": normal(g, batch, ratio * channels), "context": normal(g, batch, channels)}
 
 
 # ---------------------------------------------------------------- selective scan
@@ -230,6 +248,18 @@ CONTRACTS: dict[str, Contract] = {
         batched=("x",),
         forward_only="the cascade's way back would need what every head left in registers",
     ),
+    "depthwise_gelu": Contract(
+        shapes={
+            "batch": [1, 2, 3],
+            "height": [1, 2, 4, 6],
+            "width": [1, 3, 5],
+            "channels": [1, 2, 5, 19],
+            "kernel": [1, 3, 7],
+        },
+        problem=depthwise_problem,
+        batched=("x",),
+        forward_only="the way back is two convolutions, which PyTorch has",
+    ),
     "grid_encode": Contract(
         shapes={
             "batch": [0, 1, 11, 40],
@@ -270,6 +300,15 @@ CONTRACTS: dict[str, Contract] = {
         batched=("queries",),
         composed=decode_then_multiply,
         plain={"lead": ()},
+    ),
+    "modulation_gate": Contract(
+        shapes={
+            "batch": [1, 2, 7, 40],
+            "channels": [1, 3, 16, 130],
+            "ratio": [1, 2, 4, 6],
+        },
+        problem=gate_problem,
+        batched=("value", "context"),
     ),
     "selective_scan": Contract(
         shapes={
