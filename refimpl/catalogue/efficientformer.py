@@ -23,6 +23,9 @@ PAPER = Paper(
     code="https://github.com/snap-research/EfficientFormer",
     commit="d01da426243a38303d0a35d01fc928b0e37d38d3",
     licence="MIT-style (Snap), with LeViT's Apache-2.0 notice",
+    variants=("l1", "l3", "l7"),
+    top1=(("l1", 79.2), ("l3", 82.4), ("l7", 83.3)),
+    kernels=("pool_mixer",),
     claims=(
         Claim(
             id="efficientformer.1",
@@ -56,6 +59,9 @@ PAPER = Paper(
             ),
             reported="a bottleneck in profiles on an iPhone 12",
             kind="miniature",
+            # ratio: time of one 16×16 convolution of stride 16 over that of four 3×3 of stride 2,
+            # to 192 channels, one image; spread: half the range of its quartiles.
+            rule="supports if ratio > 1 + spread; contradicts if ratio < 1 - spread",
         ),
         Claim(
             id="efficientformer.4",
@@ -65,6 +71,10 @@ PAPER = Paper(
             ),
             reported="profiles of LeViT and DeiT on an iPhone 12",
             kind="miniature",
+            # change: what going to a map and back in each block adds to four attention blocks, as
+            # a share of their time; attention: what their attention layers take of it; spread:
+            # half the range of the quartiles of `change`.
+            rule="supports if change > attention; contradicts if change < attention - spread",
         ),
         Claim(
             id="efficientformer.5",
@@ -74,27 +84,68 @@ PAPER = Paper(
             ),
             reported="layer normalisation takes 10–20 % of the latency",
             kind="miniature",
+            # ratio: time of LayerNorm, linear, GELU, linear over that of two folded 1×1
+            # convolutions with GELU between; spread: half the range of its quartiles.
+            rule="supports if ratio > 1 + spread; contradicts if ratio < 1 - spread",
         ),
         Claim(
             id="efficientformer.6",
             statement="The cost of an activation function depends on hardware and compiler.",
             reported="LeViT-256 on the phone: 44.5 ms with HardSwish, 11.9 ms with GELU",
             kind="miniature",
+            # ratio: time of HardSwish over that of GELU here; on the phone it is above 1 by far.
+            rule="supports if ratio < 1 - spread; contradicts if ratio > 3",
         ),
         Claim(
             id="efficientformer.7",
             statement=(
-                "Slimming one supernet along a latency table gives a front of networks that beats "
-                "removing blocks in random order."
+                "Slimming one supernet along a latency table finds better networks than chance at "
+                "equal latency."
             ),
             reported="L1, L3 and L7 come from one supernet",
             kind="miniature",
+            # gain: accuracy of the network found, trained from scratch, less the median of random
+            # ones of at most the same measured latency, the mean over seeds; least: the same, the
+            # worst seed; differ: steps in which the choice by time is not the choice by
+            # multiply-adds.
+            rule="supports if least > 0 and differ > 0; contradicts if gain < 0",
         ),
         Claim(
             id="efficientformer.8",
             statement="The three models have the published sizes and multiply-adds.",
             reported="12.3, 31.3 and 82.1 M parameters; 1.3, 3.9 and 10.2 G",
             kind="identity",
+            # wrong: counts that do not round to the published ones.
+            rule="supports if wrong == 0; contradicts if wrong > 0",
+        ),
+        Claim(
+            id="efficientformer.9",
+            statement=(
+                "Cheap mixers first and attention last lose nothing against attention in every "
+                "block, at much less time."
+            ),
+            reported="the dimension-consistent design; no comparison at equal cost",
+            kind="miniature",
+            # lead: accuracy of attention in all three blocks less that of pool, pool, attention,
+            # the largest over seeds; least: the same, the smallest; time: of the latter over the
+            # former; chance: how far three pools are from guessing. On two far glyphs.
+            rule=(
+                "supports if lead < 0.03 and time < 0.7 and chance < 0.03; "
+                "contradicts if least > 0.05"
+            ),
+        ),
+        Claim(
+            id="efficientformer.10",
+            statement=(
+                "The learned weights of the paths tell which blocks matter: removing the least "
+                "important first costs less accuracy than removing blocks at random."
+            ),
+            reported="the importance of a block steers all three actions",
+            kind="miniature",
+            # gain: accuracy, inside the supernet, after half of the blocks were removed by
+            # importance alone, less the median of random orders: the mean over seeds; worst: the
+            # worst seed.
+            rule="supports if worst > 0; contradicts if gain < 0",
         ),
     ),
     differences=(
@@ -106,42 +157,67 @@ PAPER = Paper(
                 "The branch vanishes for constant maps, where the paper's formula adds the map "
                 "once more."
             ),
+            test=(
+                "tests/papers/test_efficientformer.py"
+                "::test_the_mean_is_over_real_pixels_and_less_the_middle"
+            ),
         ),
         Difference(
             id="efficientformer.d2",
-            paper_says="Latency-driven slimming finds the models.",
-            code_does="Supernet, search and latency table are not released.",
+            paper_says="Latency-driven slimming finds the models, and cuts widths in its supernet.",
+            code_does=(
+                "Supernet, search and latency table are not released; how a width that the "
+                "supernet does not have is judged is not said."
+            ),
             effect=(
-                "The search here is built from the paper's text; how the accuracy drop of a width "
-                "cut is estimated is our choice."
+                "The search here is built from the paper's text; a narrower stage keeps the "
+                "channels with the largest norm scale, which is our choice."
+            ),
+            test=(
+                "tests/papers/test_efficientformer.py"
+                "::test_a_cut_stage_keeps_its_strongest_channels"
             ),
         ),
         Difference(
             id="efficientformer.d3",
             paper_says="Paths are chosen with Gumbel-softmax.",
             code_does="The text adds uniform noise U(0, 1), not Gumbel noise −log(−log u).",
-            effect="The noise has another shape and less spread; both are offered and plotted.",
+            effect=(
+                "Uniform noise never lets a path win whose logit is 1 behind; with Gumbel noise "
+                "each wins as often as the softmax says. Both are offered and plotted."
+            ),
+            test=(
+                "tests/papers/test_efficientformer.py::test_only_gumbel_noise_draws_from_the_softmax"
+            ),
         ),
         Difference(
             id="efficientformer.d4",
             paper_says="L1 has 12.3 M parameters.",
             code_does="The models are built with two heads by default; the count includes both.",
             effect="With one head L1 has 11.8 M.",
+            test=(
+                "tests/papers/test_efficientformer.py::test_parameters_with_two_heads_and_with_one"
+            ),
         ),
         Difference(
             id="efficientformer.d5",
             paper_says="Parameters and multiply-adds come from the repository's counter.",
             code_does=(
-                "It counts a convolution's bias by its input channels and skips batch "
-                "normalisation."
+                "It counts a convolution's bias by its input channels, skips batch normalisation, "
+                "and counts a GELU on maps once per channel and row, not per pixel."
             ),
-            effect="12.25 M instead of 12.29 M parameters for L1.",
+            effect=(
+                "12.25 M instead of 12.29 M parameters for L1; the GELUs of its 4D blocks count "
+                "0.17 M instead of 3.7 M."
+            ),
+            test="tests/papers/test_efficientformer.py::test_official",
         ),
         Difference(
             id="efficientformer.d6",
-            paper_says="Warm-up starts at 1e-6 (help text).",
-            code_does="The default is 1e-5.",
-            effect="A run by the defaults starts ten times higher than its help says.",
+            paper_says="Distillation as in DeiT; the soft form is a divergence with temperature.",
+            code_does="The soft loss is divided by batch times classes, not by the batch.",
+            effect="With 1000 classes it weighs a thousandth of the mean divergence per image.",
+            test="tests/papers/test_efficientformer.py::test_official",
         ),
     ),
 )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from refimpl.kernels import Operation, operations
@@ -160,6 +161,19 @@ def gate_problem(g, batch, channels, ratio) -> dict:
     return {"value": normal(g, batch, ratio * channels), "context": normal(g, batch, channels)}
 
 
+# ---------------------------------------------------------------- pool mixer
+
+
+def pool_problem(g, batch, channels, height, width) -> dict:
+    return {"x": normal(g, batch, channels, height, width), "scale": normal(g, channels)}
+
+
+def pool_step_by_step(x: Tensor, scale: Tensor) -> Tensor:
+    """Pool, subtract, scale, add: as the official code does it."""
+    mean = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+    return x + scale[:, None, None] * (mean - x)
+
+
 # ---------------------------------------------------------------- selective scan
 
 
@@ -309,6 +323,17 @@ CONTRACTS: dict[str, Contract] = {
         },
         problem=gate_problem,
         batched=("value", "context"),
+    ),
+    "pool_mixer": Contract(
+        shapes={
+            "batch": [1, 2, 3],
+            "channels": [1, 2, 5],
+            "height": [1, 2, 3, 7, 18],
+            "width": [1, 2, 5, 9, 17],
+        },
+        problem=pool_problem,
+        batched=("x",),
+        composed=pool_step_by_step,
     ),
     "selective_scan": Contract(
         shapes={
