@@ -38,7 +38,7 @@ class FusedMeta4D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mean = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-        x = torch.lerp(x, mean, self.layer_scale_1)
+        x = torch.lerp(x, mean, self.layer_scale_1.to(x.dtype))  # autocast keeps it in float32
         return self.fc2(F.gelu(self.fc1(x))).add_(x)
 
 

@@ -73,10 +73,7 @@ class ConvMlp(nn.Module):
 
 
 class Meta4D(nn.Module):
-    """The 4D block, pooling and a convolutional MLP: (b, dim, h, w) -> (b, dim, h, w).
-
-    layer_scale: what λ₁ and λ₂ start from.
-    """
+    """The 4D block, pooling and a convolutional MLP: (b, dim, h, w) -> (b, dim, h, w)."""
 
     def __init__(self, dim: int, drop_path_rate: float = 0.0, layer_scale: float = 1e-5):
         super().__init__()
@@ -117,7 +114,10 @@ class Flatten(nn.Module):
     """A map as tokens, row by row: (b, c, h, w) -> (b, h·w, c). The one change of layout."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(2).transpose(1, 2)
+        x = x.flatten(2)
+        # Narrowed to the whole, so that its gradient is laid out as x is: in the order that the
+        # transposition leaves, batch norm misreads it on a CPU for a batch of one.
+        return x.narrow(2, 0, x.shape[2]).transpose(1, 2)
 
 
 def stem(in_chans: int, dim: int) -> nn.Sequential:
@@ -375,7 +375,6 @@ def slim(
     return path
 
 
-# Official names are kept; timm's: stem.conv1 …, stages.s.downsample.conv …, stages.s.blocks.i …
 TIMM_STEM = {"conv1": 0, "norm1": 1, "conv2": 3, "norm2": 4}
 NAMES: dict[str, Rules] = {
     "official": [(r"attention_bias_idxs$", None)],  # a computed buffer
