@@ -95,6 +95,15 @@ def image_size(
     return height, width
 
 
+def pooling(sample_size: int, grid: tuple[int, int]) -> None:
+    """A grid must have as many rows and columns of tokens as are to be pooled from it."""
+    if not 1 <= sample_size <= min(grid):
+        raise ValueError(
+            f"sample_size={sample_size} must be at least 1 and at most {min(grid)}: there are"
+            f" {grid[0]}×{grid[1]} tokens to pool"
+        )
+
+
 def heads(dim: int, num_heads: int) -> None:
     """The heads must divide the width."""
     if num_heads < 1 or dim % num_heads:

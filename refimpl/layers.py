@@ -223,3 +223,26 @@ def attention(
     if q.shape[-1] == v.shape[-1] or q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
     return attention_map(q, k, bias, scale) @ v
+
+
+class CrossAttention(nn.Module):
+    """Attention of one set of tokens to another: (b, n, dim), (b, m, dim) -> (b, n, dim)."""
+
+    def __init__(self, dim: int, num_heads: int, layout: Layout | None = None):
+        super().__init__()
+        checks.heads(dim, num_heads)
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.probe = Probe(layout)
+
+    def forward(self, queries: Tensor, others: Tensor, bias: Tensor | None = None) -> Tensor:
+        """bias: added to the logits, (heads, n, m) or (b, 1, n, m)."""
+        q = rearrange(self.q(queries), "b n (heads d) -> b heads n d", heads=self.num_heads)
+        k, v = rearrange(
+            self.kv(others), "b m (two heads d) -> two b heads m d", two=2, heads=self.num_heads
+        )
+        self.probe(lambda: attention_map(q, k, bias))
+        y = attention(q, k, v, bias)
+        return self.proj(rearrange(y, "b heads n d -> b n (heads d)"))

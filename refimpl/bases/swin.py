@@ -30,7 +30,15 @@ from torch import Tensor, nn
 from refimpl import checks
 from refimpl.bases.deit import Block, init_weights
 from refimpl.deploy import deploy
-from refimpl.layers import Layout, PatchEmbed, Probe, attention, attention_map, drop_path_rates
+from refimpl.layers import (
+    CrossAttention,
+    Layout,
+    PatchEmbed,
+    Probe,
+    attention,
+    attention_map,
+    drop_path_rates,
+)
 from refimpl.weights import Rules
 
 MASKED = -100.0  # added to a logit: e⁻¹⁰⁰ is nothing, in half precision too
@@ -169,6 +177,25 @@ class WindowAttention(nn.Module):
         if any(self.shift):
             x = x.roll(self.shift, (1, 2))
         return x
+
+
+class OffsetAttention(CrossAttention):
+    """`CrossAttention` of tokens on a grid to themselves, with a bias table as in a window.
+
+    (b, n, dim) twice -> (b, n, dim), n = rows · cols of the grid.
+    """
+
+    def __init__(self, dim: int, num_heads: int, grid: tuple[int, int], layout: Layout):
+        super().__init__(dim, num_heads, layout)
+        self.grid = grid
+        entries = (2 * grid[0] - 1) * (2 * grid[1] - 1)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(entries, num_heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def forward(self, queries: Tensor, others: Tensor, bias: None = None) -> Tensor:
+        index = offset_index(self.grid, queries.device)  # (n, n)
+        bias = self.relative_position_bias_table[index].permute(2, 0, 1)
+        return super().forward(queries, others, bias)
 
 
 class PatchMerging(nn.Module):

@@ -20,30 +20,46 @@ PAPER = Paper(
     code="https://github.com/changsn/STViT-R",
     commit="b4a27a07fc282198466b3b688ebecc6f146cc9fd",
     licence="MIT",
+    variants=("deit_tiny", "deit_small", "deit_base", "r_swin_tiny", "r_swin_small", "r_swin_base"),
+    top1=(("r_swin_small", 82.7), ("r_swin_base", 83.2)),
+    kernels=("few_query_attention",),
     claims=(
         Claim(
             id="stvit.1",
-            statement="Sixteen semantic tokens in DeiT remove about 60 % of the multiply-adds.",
-            reported="about 60 % fewer FLOPs for DeiT-T, -S and -B",
+            statement=(
+                "Only 16 semantic tokens on DeiT-Tiny, -Small and -Base reduce the multiply-adds "
+                "by nearly 60 %."
+            ),
+            reported="nearly 60 % fewer FLOPs",
             kind="identity",
+            rule="supports if least >= 55 and most <= 62; contradicts if most < 50 or least > 70",
         ),
         Claim(
             id="stvit.2",
-            statement="The reduced DeiT keeps its accuracy at more than twice the throughput.",
-            reported="no loss at over 100 % more throughput",
-            kind="out_of_reach",
-            needs="ImageNet-1k and GPUs; the DeiT version was never released",
-            command=(
-                "none exists: train DeiT with the semantic-token module for 300 epochs by the "
-                "released Swin recipe and compare top-1"
+            statement=(
+                "Only 16 semantic tokens on DeiT improve the speed of inference by more than 100 %."
             ),
+            reported="more than 100 % on GPUs",
+            kind="miniature",
+            rule="supports if speedup > 2; contradicts if speedup < 1.5",
         ),
         Claim(
             id="stvit.3",
-            statement=(
-                "Swin with sixteen semantic tokens a window is faster and slightly more accurate."
+            statement="A few semantic tokens attain the same accuracy as all image tokens.",
+            reported="DeiT with 16 semantic tokens: no loss on ImageNet",
+            kind="miniature",
+            rule=(
+                "supports if most_behind < 2 and share < 60 and dense_short < 2; contradicts if "
+                "least_behind > 2 and dense_short < 2"
             ),
-            reported="about 20 % more speed",
+        ),
+        Claim(
+            id="stvit.4",
+            statement=(
+                "16 semantic tokens in each window speed Swin up by around 20 % with a slight "
+                "increase of accuracy."
+            ),
+            reported="about 20 % more speed for Swin-T, -S and -B",
             kind="out_of_reach",
             needs="ImageNet-1k and GPUs; the plain Swin version was never released",
             command=(
@@ -52,10 +68,57 @@ PAPER = Paper(
             ),
         ),
         Claim(
-            id="stvit.4",
+            id="stvit.5",
             statement=(
-                "With recovery of the image tokens the backbone loses over 30 % of its "
-                "multiply-adds and keeps the quality of detection."
+                "Recovery restores detailed spatial information, which makes the network work for "
+                "dense tasks."
+            ),
+            reported="basis of the detection results",
+            kind="miniature",
+            rule="supports if least_lead > 2; contradicts if most_lead < 0",
+        ),
+        Claim(
+            id="stvit.6",
+            statement=(
+                "Semantic tokens are best initialised by pooling in space and refined by "
+                "attention: objects that are compact."
+            ),
+            reported="ablation on ImageNet",
+            kind="miniature",
+            rule="supports if most_behind <= 1; contradicts if least_behind > 2",
+        ),
+        Claim(
+            id="stvit.7",
+            statement=(
+                "Semantic tokens are best initialised by pooling in space and refined by "
+                "attention: objects whose tokens are scattered."
+            ),
+            reported="ablation on ImageNet (images, where objects are compact)",
+            kind="miniature",
+            rule="supports if most_behind <= 1; contradicts if least_behind > 2",
+        ),
+        Claim(
+            id="stvit.8",
+            statement="Semantic tokens represent cluster centres.",
+            reported="figures of attention maps",
+            kind="miniature",
+            rule="supports if least_margin > 0.1; contradicts if most_margin < 0",
+        ),
+        Claim(
+            id="stvit.9",
+            statement=(
+                "STViT-R takes over 30 % of the multiply-adds off the backbone (Swin-S and Swin-B "
+                "as released)."
+            ),
+            reported="over 30 % fewer FLOPs; 49.6 and 87.8 M parameters in the logs",
+            kind="identity",
+            rule="supports if least > 30; contradicts if most < 30",
+        ),
+        Claim(
+            id="stvit.10",
+            statement=(
+                "STViT-R is competitive with the original networks in object detection and "
+                "instance segmentation."
             ),
             reported=(
                 "Cascade Mask R-CNN: 51.8 box and 44.7 mask AP (Swin-S), 52.2 and 45.2 (Swin-B)"
@@ -68,68 +131,32 @@ PAPER = Paper(
             ),
         ),
         Claim(
-            id="stvit.5",
-            statement=(
-                "For a dense task, recovered tokens are better than semantic tokens enlarged by "
-                "nearest neighbour."
-            ),
-            reported="basis of the detection results",
-            kind="miniature",
-        ),
-        Claim(
-            id="stvit.6",
-            statement=(
-                "Seeds from spatial pooling refined by attention are more accurate than pooled or "
-                "learned tokens alone."
-            ),
-            reported="ablation on ImageNet",
-            kind="miniature",
-        ),
-        Claim(
-            id="stvit.7",
-            statement=(
-                "Attention maps of the generation layers group image tokens by content, like "
-                "clusters."
-            ),
-            reported="figures in the paper",
-            kind="miniature",
-        ),
-        Claim(
-            id="stvit.8",
-            statement=(
-                "On a small classification task, four semantic tokens are as accurate as all "
-                "tokens at less than half of the multiply-adds."
-            ),
-            reported="the same at ImageNet scale, see 2",
-            kind="miniature",
-        ),
-        Claim(
-            id="stvit.9",
-            statement=(
-                "The released Swin-S and Swin-B models with recovery save a third of the "
-                "multiply-adds."
-            ),
-            reported=(
-                "82.7 and 83.2 % top-1 at over 30 % fewer FLOPs; 49.6 and 87.8 M parameters in the "
-                "logs"
-            ),
-            kind="identity",
+            id="stvit.11",
+            statement="Semantic tokens extend to video recognition.",
+            reported="Video Swin on Kinetics",
+            kind="out_of_reach",
+            needs="Kinetics and GPUs; no code for video was released",
+            command="none exists",
         ),
     ),
     differences=(
         Difference(
             id="stvit.d1",
-            paper_says="Seeds come from spatial pooling.",
-            code_does="The pooling is an adaptive maximum, with overlapping bins.",
+            paper_says="Semantic tokens are initialised by pooling in space.",
+            code_does="The pooling is an adaptive maximum, with overlapping cells.",
             effect="Average pooling, the usual reading, gives other tokens.",
+            test="tests/papers/test_stvit.py::test_seeds_are_maxima_of_overlapping_cells",
         ),
         Difference(
             id="stvit.d2",
             paper_says="The module works on any feature map.",
             code_does="Key windows (size 10, stride 4) are fixed for a 14×14 grid.",
             effect=(
-                "The released classifier runs at 224 pixels only; here sizes are computed, and "
+                "The released classifier runs at 224 pixels only; here windows are computed, and "
                 "equal the released ones at 14."
+            ),
+            test=(
+                "tests/papers/test_stvit.py::test_key_windows_cover_the_image_and_their_own_window"
             ),
         ),
         Difference(
@@ -140,12 +167,17 @@ PAPER = Paper(
                 "residual path."
             ),
             effect="Its output starts at the layer scale, 1e-5; the next norm rescales it.",
+            test="tests/papers/test_stvit.py::test_without_the_shortcut_tokens_start_at_nothing",
         ),
         Difference(
             id="stvit.d4",
             paper_says="Sixteen semantic tokens a window.",
-            code_does="The released models use nine for each 7×7 window.",
-            effect="Their savings belong to nine tokens.",
+            code_does=(
+                "The released models use nine for each 7×7 window; the configuration's value is "
+                "not passed on, the default holds."
+            ),
+            effect="Their savings belong to 36 tokens an image; parameters do not tell.",
+            test="tests/papers/test_stvit.py::test_released_models_have_nine_tokens_a_window",
         ),
         Difference(
             id="stvit.d5",
@@ -155,18 +187,30 @@ PAPER = Paper(
                 "have it."
             ),
             effect="The parameter count proves it; a loader that expects the scales finds none.",
+            test="tests/papers/test_stvit.py::test_only_semantic_blocks_have_layer_scales",
         ),
         Difference(
             id="stvit.d6",
-            paper_says="The log gives 2.31 GFLOPs.",
+            paper_says="The log of Swin-S gives 2.31 GFLOPs.",
             code_does="The builder's counter counts stage 3 as zero.",
             effect="Counted here: 5.80 G for Swin-S, 10.23 G for Swin-B.",
+            test="tests/papers/test_stvit.py::test_the_log_counts_the_third_stage_as_nothing",
         ),
         Difference(
             id="stvit.d7",
-            paper_says="The sampling window is set in the configuration.",
-            code_does="The value is not passed on; the default 3 applies.",
-            effect="Changing the configuration changes nothing.",
+            paper_says="Padded keys are masked (the detection code's option).",
+            code_does=(
+                "The mask covers the corner where padded rows and columns meet, and everything "
+                "where nothing is padded."
+            ),
+            effect=(
+                "On maps that are multiples of seven, zeros beyond the border are looked at like "
+                "tokens; elsewhere most of the padding of the map is."
+            ),
+            test=(
+                "tests/papers/test_stvit.py::"
+                "test_mask_of_the_detection_form_covers_a_corner_or_everything"
+            ),
         ),
     ),
 )

@@ -79,6 +79,17 @@ def depthwise_problem(g, batch, height, width, channels, kernel) -> dict:
     }
 
 
+# ---------------------------------------------------------------- few queries
+
+
+def few_queries_problem(g, batch, heads, queries, keys, width, value_width) -> dict:
+    return {
+        "queries": 2 * normal(g, batch, heads, queries, width),
+        "keys": normal(g, batch, heads, keys, width),
+        "values": normal(g, batch, heads, keys, value_width),
+    }
+
+
 # ---------------------------------------------------------------- grid lookup
 
 
@@ -273,6 +284,18 @@ CONTRACTS: dict[str, Contract] = {
         problem=depthwise_problem,
         batched=("x",),
         forward_only="the way back is two convolutions, which PyTorch has",
+    ),
+    "few_query_attention": Contract(
+        shapes={
+            "batch": [0, 1, 2, 3],
+            "heads": [1, 2, 3],
+            "queries": [1, 4, 9, 19],
+            "keys": [1, 2, 21, 70, 130],
+            "width": [1, 3, 8, 20],
+            "value_width": [1, 5, 8],
+        },
+        problem=few_queries_problem,
+        batched=("queries", "keys", "values"),
     ),
     "grid_encode": Contract(
         shapes={
