@@ -60,7 +60,7 @@ def source_kind(source: str) -> str:
     """Which of `SOURCES` a recorded output has, by how its file words it."""
     if re.search(r"definition used by this project|no official", source):
         return "own definition"
-    if re.search(r"\bformula\b|own eval|our evaluation|\bSVD of", source):
+    if re.search(r"\bformula\b|^property\b|own eval|our evaluation|\bSVD of", source):
         return "formula"
     return "peer’s run" if source.startswith("timm ") else "official run"
 
