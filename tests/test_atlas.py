@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import zlib
 from pathlib import Path
 
 import pytest
@@ -164,19 +165,52 @@ def test_drawn_maps_belong_to_the_asking_patch():
     """The identity map lights the outlined patch alone, in every photograph."""
     maps = [attention.Map("", identity(8)[None].expand(2, -1, -1, -1), Layout((8, 8)))]
     fig = atlas.draw_attention(atlas.photographs(32), maps, ["layer 1"])
-    drawn = [ax.images[0].get_array() for ax in fig.axes]
+    *pictures, bar = fig.axes
+    drawn = [ax.images[0].get_array() for ax in pictures]
     assert len(drawn) == 2 * (1 + 2)
     for i, place in enumerate(atlas.PHOTOS.values()):
         row, column = atlas.patch_at(place, (8, 8))
         for picture in drawn[3 * i + 1 : 3 * i + 3]:
-            assert picture[row, column] == 1 and picture.sum() == 1
-    assert [ax.get_title(loc="center") for ax in fig.axes[:3]] == ["", "head 1", "head 2"]
+            assert picture[row, column] == atlas.OCTAVES
+            assert (picture == -atlas.OCTAVES).sum() == 63
+    assert [ax.get_title(loc="center") for ax in pictures[:3]] == ["", "head 1", "head 2"]
+    assert [label.get_text() for label in bar.get_xticklabels()][1] == "even look"
     many = atlas.draw_attention(
         atlas.photographs(32),
         [attention.Map("", uniform(64, 12)[None].expand(2, -1, -1, -1), Layout((8, 8)))] * 2,
         ["a", "b"],
     )
-    assert len(many.axes) == 2 * (1 + 2 * atlas.HEADS)
+    assert len(many.axes) == 2 * (1 + 2 * atlas.HEADS) + 1
+
+
+def test_an_even_look_is_pale():
+    """The scale is the same for all: a flat map is drawn in the paper's colour, not the map's."""
+    maps = [attention.Map("", uniform(64)[None].expand(2, -1, -1, -1), Layout((8, 8)))]
+    fig = atlas.draw_attention(atlas.photographs(32), maps, ["layer 1"])
+    shown = fig.axes[1].images[0]
+    assert shown.get_array().max() == shown.get_array().min() == pytest.approx(0, abs=1e-5)
+    assert min(shown.to_rgba(0.0)[:3]) > 0.94
+    assert (shown.norm.vmin, shown.norm.vmax) == (-atlas.OCTAVES, atlas.OCTAVES)
+
+
+def codes(kept: dict) -> Tensor:
+    """The kept maps of a record: (heads, asks, keys)."""
+    text = zlib.decompress(base64.b64decode(kept["codes"]))
+    found = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    sides = kept["asks"][0] * kept["asks"][1], kept["keys"][0] * kept["keys"][1]
+    return found.reshape(kept["heads"], *sides)
+
+
+def test_a_record_keeps_maps_to_compare():
+    small = attention.Map("", identity(4)[None], Layout((4, 4)))
+    kept = atlas.kept(small, 3)
+    assert (kept["layer"], kept["keys"], kept["asks"]) == (3, [4, 4], [4, 4])
+    found = codes(kept)
+    assert torch.equal(found.argmax(-1), torch.arange(16).expand(2, -1))
+    assert set(found.unique().tolist()) == {0, 15}
+    even = codes(atlas.kept(attention.Map("", uniform(15 * 15, 6)[None], Layout((15, 15))), 0))
+    assert even.shape == (atlas.KEPT_HEADS, 4 * 4, 8 * 8), "an odd side is rounded up"
+    assert even.unique().tolist() == [8], "an even look is the middle, wherever a pool is cut"
 
 
 def place_features(images: Tensor) -> Tensor:

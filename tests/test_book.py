@@ -25,6 +25,7 @@ pytestmark = needs_book
 BUDGET_PAGE = 1_000_000  # bytes of a page, gzipped, before figures
 BUDGET_FIGURES = 600_000  # bytes of its figures
 ALT_LENGTH = range(40, 251)
+SHIFT = 0.1
 COLOUR_RULES = ["color-contrast", "link-in-text-block"]  # all that a theme can change
 
 
@@ -44,12 +45,35 @@ def pages() -> list[str]:
                 walk(node.get(key))
 
     walk(toc["parts"])
-    api = [f"book/api/{module}" for module in modules.modules()]
-    return [*found, *api, "search", "genindex"]
+    return [*found, *map(api_page, largest_modules()), "search", "genindex"]
+
+
+def api_page(module: str) -> str:
+    return f"book/api/{module}"
+
+
+def largest_modules() -> list[str]:
+    """A sample of the reference: of each room the module with the longest source."""
+
+    def length(name: str) -> int:
+        path = ROOT / Path(*name.split("."))
+        file = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
+        return file.stat().st_size
+
+    return [max(names, key=length) for names in modules.rooms().values()]
 
 
 PAGES = pages()
 CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(page, marks=pytest.mark.xdist_group(page)) for page in CHAPTERS],
+)
+def chapter(request) -> str:
+    """Each chapter's page: its tests run one after the other, on one worker, in one window."""
+    return request.param
 
 
 def shows_explorer(page: str) -> bool:
@@ -86,36 +110,63 @@ def weights(root: Path, page: str, base: str, requests: list[dict]) -> tuple[int
     )
 
 
+@pytest.mark.parametrize("module", modules.modules())
+def test_every_module_has_its_page(book, module):
+    text = (book / f"{api_page(module)}.html").read_text(encoding="utf-8")
+    assert f'id="module-{module}"' in text
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_page(browser, book, page):
-    """One page at 1280 and 390 pixels, light and dark."""
+    """One page at 1280 and 390 pixels, light and dark: scrolled through, then looked at."""
     assert (book / f"{page}.html").exists(), f"{page}.html was not built"
     for width in (1280, 390):
         browser.size(width)
         requests = browser.open(page)
-        foreign = [r["url"] for r in requests if not r["url"].startswith(browser.base)]
-        assert not foreign, f"asks somebody else: {foreign}"
-        missing = [
-            r["url"]
-            for r in requests
-            if r.get("status", 200) >= 400 and not r["url"].endswith("/favicon.ico")
-        ]
-        assert not missing, f"not found: {missing}"
-        assert browser.errors() == []
-        check_look(browser)
+        assert browser.scroll_through() < SHIFT, f"the layout shifts at {width} pixels"
+        check_requests(browser, requests)
         text, figures = weights(book, page, browser.base, requests)
         assert text <= BUDGET_PAGE, f"{text:,} bytes gzipped before figures"
         assert figures <= BUDGET_FIGURES, f"{figures:,} bytes of figures"
-        for size in (320, 360, 390) if width == 390 else ():
-            browser.size(size)
-            assert browser.run("return document.documentElement.scrollWidth") <= size, (
-                f"scrolls sideways at {size} pixels: {widest(browser, size)}"
-            )
+        if width == 390:
+            check_narrow(browser)
+        check_look(browser)
         browser.thin()
         browser.theme("light")
         assert browser.axe() == []
         browser.theme("dark")
         assert browser.axe(COLOUR_RULES) == []
+
+
+def check_requests(browser, requests: list[dict]) -> None:
+    """Everything that was asked for came from here, and the console is empty."""
+    foreign = [r["url"] for r in requests if not r["url"].startswith(browser.base)]
+    assert not foreign, f"asks somebody else: {foreign}"
+    missing = [
+        r["url"]
+        for r in requests
+        if r.get("status", 200) >= 400 and not r["url"].endswith("/favicon.ico")
+    ]
+    assert not missing, f"not found: {missing}"
+    assert browser.errors() == []
+
+
+def check_narrow(browser) -> None:
+    """No phone scrolls sideways, and no figure is smaller than its text allows."""
+    for size in (320, 360, 390):
+        browser.size(size)
+        assert browser.run("return document.documentElement.scrollWidth") <= size, (
+            f"scrolls sideways at {size} pixels: {widest(browser, size)}"
+        )
+    small = browser.run(
+        """const least = (image) =>
+             parseFloat(getComputedStyle(image).getPropertyValue('--least') || 0);
+           return [...document.querySelectorAll('article .cell_output img')]
+             .filter((image) => image.checkVisibility())
+             .filter((image) => image.getBoundingClientRect().width < least(image) - 1)
+             .map((image) => image.getAttribute('src'))"""
+    )
+    assert small == [], "text of less than 11 pixels"
 
 
 def check_look(browser) -> None:
@@ -178,14 +229,12 @@ def test_checks_can_fail(browser):
     assert any("nobody.invalid" in error for error in browser.errors())
 
 
-@pytest.mark.parametrize("page", CHAPTERS)
-def test_chapter_has_its_buttons(browser, page):
+def test_chapter_has_its_buttons(browser, chapter):
     """Download always; Colab and source where the repository has an address, else nowhere."""
     from refimpl_book import sources
 
-    browser.size(1280)
-    browser.open(page)
-    stem = page.removeprefix("notebooks/")
+    browser.at(chapter)
+    stem = chapter.removeprefix("notebooks/")
     links = browser.run(
         "return [...document.querySelectorAll('.header-article-items a, .facts-box a')]"
         ".map((a) => a.href)"
@@ -200,14 +249,14 @@ def test_chapter_has_its_buttons(browser, page):
         assert bool(own) != sources.placeholder(), (pattern, links)
 
 
-@pytest.mark.parametrize("page", list(filter(shows_explorer, CHAPTERS)))
-def test_attention_explorers_answer(browser, page):
+def test_attention_explorers_answer(browser, chapter):
     """Pointer and arrow keys change what an attention explorer says."""
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
-    browser.size(1280)
-    browser.open(page)
+    if not shows_explorer(chapter):
+        pytest.skip("shows none")
+    browser.at(chapter)
     pads = browser.driver.find_elements("css selector", ".attention-explorer .ax-pad")
     assert pads
     for i, pad in enumerate(pads):
@@ -461,11 +510,8 @@ def test_mathematics_is_set(book):
 # -- a chapter read: head first, story or all code, cards, print, no script
 
 TAB_STOPS = 90
-SHIFT = 0.1
 PRINTED = {"notebooks/efficientvit": 15}  # pages of the story
 WIDE = 84  # columns of a cell that the page promises to show whole
-
-each_chapter = pytest.mark.parametrize("page", CHAPTERS)
 
 
 def top_of(browser, selector: str) -> float:
@@ -475,11 +521,9 @@ def top_of(browser, selector: str) -> float:
     )
 
 
-@each_chapter
-def test_question_comes_before_code(browser, page):
+def test_question_comes_before_code(browser, chapter):
     """Title, picture, summary and facts, then the question; the set-up is one line."""
-    browser.size(1280)
-    browser.open(page)
+    browser.at(chapter)
     assert top_of(browser, ".chapter-head") < top_of(browser, "#the-question") <= 1350
     assert not browser.run("return document.querySelector('details.set-up').open")
     seen = browser.run(
@@ -492,89 +536,8 @@ def test_question_comes_before_code(browser, page):
     assert all(label in facts for label in ("Paper", "Official code", "Certificate", "Download"))
 
 
-@each_chapter
-def test_story_folds_code_and_is_remembered(browser, page):
-    shown = """return [...document.querySelectorAll('.cell_input')]
-                 .filter((cell) => cell.checkVisibility()).length"""
-    browser.size(1280)
-    browser.open(page)
-    assert browser.run(shown) > 5
-    browser.driver.find_element("css selector", ".reading [data-view=story]").click()
-    assert browser.run(shown) == 0
-    browser.open(page)
-    assert browser.run(shown) == 0, "the choice was forgotten"
-    fold = browser.driver.find_element("css selector", "button.unfold")
-    browser.run("arguments[0].scrollIntoView({block: 'center'})", fold)
-    fold.click()
-    assert fold.get_attribute("aria-expanded") == "true" and browser.run(shown) > 0
-    browser.driver.find_element("css selector", ".reading [data-view=full]").click()
-    assert browser.run(shown) > 5
-    browser.open(page, "?view=story")
-    assert browser.run(shown) == 0
-    browser.run("localStorage.removeItem('view')")
-
-
-@each_chapter
-def test_without_a_script_everything_is_there(browser, page):
-    """Full text, tables, a still of what moves; no switch that would do nothing."""
-    browser.size(1280)
-    browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
-    try:
-        browser.driver.get(f"{browser.base}{page}.html")
-        find = browser.driver.find_elements
-        assert any(cell.is_displayed() for cell in find("css selector", ".cell_input"))
-        assert not any(e.is_displayed() for e in find("css selector", ".reading, button.unfold"))
-        assert any(e.is_displayed() for e in find("css selector", "figure.chapter-figure"))
-    finally:
-        browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-
-
-@each_chapter
-def test_a_term_opens_its_card_and_escape_closes_it(browser, page):
-    from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.common.keys import Keys
-
-    browser.size(1280)
-    browser.open(page)
-    term = browser.driver.find_element("css selector", "a.term")
-    browser.run("arguments[0].scrollIntoView({block: 'center'})", term)
-    ActionChains(browser.driver).move_to_element(term).pause(0.5).perform()
-    card = browser.driver.find_element("css selector", ".card-of-term")
-    assert card.is_displayed() and len(card.text) > 20
-    assert term.get_attribute("aria-describedby") == "card"
-    browser.driver.find_element("css selector", "body").send_keys(Keys.ESCAPE)
-    assert not card.is_displayed()
-
-
-@each_chapter
-def test_layout_stays_where_it_is(browser, page):
-    """Scrolled through from top to bottom, the page hardly shifts."""
-    watch = """window.shift = 0; new PerformanceObserver((list) => {
-      for (const e of list.getEntries()) if (!e.hadRecentInput) window.shift += e.value;
-    }).observe({type: 'layout-shift', buffered: true})"""
-    added = browser.driver.execute_cdp_cmd(
-        "Page.addScriptToEvaluateOnNewDocument", {"source": watch}
-    )
-    try:
-        for width in (1280, 390):
-            browser.size(width)
-            browser.open(page)
-            browser.driver.execute_async_script(
-                """const done = arguments[0]; let y = 0;
-                   const step = () => { scrollTo(0, y += 800);
-                     y < document.documentElement.scrollHeight ? requestAnimationFrame(step)
-                       : setTimeout(done, 100) };
-                   step()"""
-            )
-            assert browser.run("return window.shift") < SHIFT, f"at {width} pixels"
-    finally:
-        browser.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
-
-
-@each_chapter
-def test_code_is_not_cut_and_tab_stops_are_few(browser, page):
-    browser.size(1280)
-    browser.open(page)
+def test_code_is_not_cut_and_tab_stops_are_few(browser, chapter):
+    browser.at(chapter)
     cut = browser.run(
         """return [...document.querySelectorAll('.cell_input pre')].filter((pre) =>
              pre.checkVisibility() && pre.scrollWidth > pre.clientWidth + 1
@@ -595,9 +558,57 @@ def test_code_is_not_cut_and_tab_stops_are_few(browser, page):
     assert stops <= TAB_STOPS
 
 
-@pytest.mark.parametrize("page", [page for page in CHAPTERS if page in PRINTED])
-def test_story_prints_on_few_pages(browser, page):
-    browser.open(page, "?view=story")
+def test_a_term_opens_its_card_and_escape_closes_it(browser, chapter):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    browser.at(chapter)
+    term = browser.driver.find_element("css selector", "a.term")
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", term)
+    ActionChains(browser.driver).move_to_element(term).pause(0.5).perform()
+    card = browser.driver.find_element("css selector", ".card-of-term")
+    assert card.is_displayed() and len(card.text) > 20
+    assert term.get_attribute("aria-describedby") == "card"
+    browser.driver.find_element("css selector", "body").send_keys(Keys.ESCAPE)
+    assert not card.is_displayed()
+
+
+def test_story_folds_code_and_is_remembered(browser, chapter):
+    shown = """return [...document.querySelectorAll('.cell_input')]
+                 .filter((cell) => cell.checkVisibility()).length"""
+    browser.at(chapter)
+    assert browser.run(shown) > 5
+    browser.driver.find_element("css selector", ".reading [data-view=story]").click()
+    assert browser.run(shown) == 0
+    browser.open(chapter)
+    assert browser.run(shown) == 0, "the choice was forgotten"
+    fold = browser.driver.find_element("css selector", "button.unfold")
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", fold)
+    fold.click()
+    assert fold.get_attribute("aria-expanded") == "true" and browser.run(shown) > 0
+    browser.driver.find_element("css selector", ".reading [data-view=full]").click()
+    assert browser.run(shown) > 5
+    browser.open(chapter, "?view=story")
+    assert browser.run(shown) == 0
+    browser.run("localStorage.removeItem('view')")
+
+
+def test_story_prints_on_few_pages(browser, chapter):
+    if chapter not in PRINTED:
+        pytest.skip("has no limit of its own")
+    browser.at(chapter, "?view=story")
     made = browser.driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     pages = len(re.findall(rb"/Type\s*/Page\b", base64.b64decode(made["data"])))
-    assert pages <= PRINTED[page]
+    assert pages <= PRINTED[chapter]
+
+
+def test_without_a_script_everything_is_there(browser, chapter):
+    """Full text, tables, a still of what moves; no switch that would do nothing."""
+    browser.size(1280)
+    with browser.without_script(chapter):
+        find = browser.driver.find_elements
+        assert any(cell.is_displayed() for cell in find("css selector", ".cell_input"))
+        assert not any(e.is_displayed() for e in find("css selector", ".reading, button.unfold"))
+        assert any(e.is_displayed() for e in find("css selector", "figure.chapter-figure"))
+        for explorer in find("css selector", ".attention-explorer"):
+            assert explorer.find_element("css selector", ".ax-heads img").is_displayed()

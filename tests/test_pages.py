@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import textwrap
 from pathlib import Path
@@ -12,7 +13,7 @@ pytest.importorskip("sphinx", reason="needs the extra 'book'")
 pytest.importorskip("quickjs", reason="needs the extra 'book'")
 
 from refimpl import golden, model_index
-from refimpl_book import evidence, html, modules, operations, sources
+from refimpl_book import evidence, html, modules, notes, operations, sources
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,7 +55,9 @@ def test_every_kernel_shows_its_forms():
     for op in sources.operations():
         shown = operations.listings(sources.KERNELS / op)
         assert {"Loops", "NumPy", "PyTorch"} <= set(shown), op
-        assert all(code.strip() for code in shown.values())
+        assert all(form.heart.strip() for form in shown.values())
+        assert "@triton.jit" in shown["Triton"].heart, "the kernel, not what launches it"
+        assert "with_triton" in shown["Triton"].names
 
 
 def test_a_form_is_shown_with_what_it_calls(tmp_path):
@@ -71,8 +74,68 @@ def test_a_form_is_shown_with_what_it_calls(tmp_path):
     """
     (tmp_path / "reference.py").write_text(textwrap.dedent(text), encoding="utf-8")
     (shown,) = operations.listings(tmp_path).values()
-    assert shown.startswith("@decorated\ndef naive")
-    assert "def helper" in shown and "unrelated" not in shown
+    assert shown.heart.startswith("@decorated\ndef naive") and "def helper" not in shown.heart
+    assert shown.rest.startswith("def helper") and shown.names == ("helper",)
+
+
+def test_a_triton_form_s_heart_is_its_kernel(tmp_path):
+    text = """
+    @triton.jit
+    def inner(x):
+        return x
+
+    @triton.jit
+    def forward(x):
+        inner(x)
+
+    @triton.jit
+    def backward(x):
+        inner(x)
+
+    def with_triton(x):
+        forward[(1,)](x)
+        backward[(1,)](x)
+    """
+    (tmp_path / "triton.py").write_text(textwrap.dedent(text), encoding="utf-8")
+    (shown,) = operations.listings(tmp_path).values()
+    assert shown.heart.startswith("@triton.jit\ndef forward")
+    assert shown.names == ("with_triton", "inner", "backward")
+
+
+@pytest.mark.parametrize(
+    ("line", "tex"),
+    [
+        ("y_l = Σ_n C_l[n] h_l[n]", r"y_{l} = \sum _{n} C_{l}[n] h_{l}[n]"),
+        ("x̂_j ∈ {0 … 2ᵇ−1}ᵈ", r"\hat x_{j} \in  \{0 \ldots  2^{b}-1\}^{d}"),
+        ("softmax(q kᵀ / √d_k)", r"\operatorname{softmax}(q k^\top  / \sqrt{d_{k}})"),
+        ("H_l = exp(a_l) H_{l−1}", r"H_{l} = \operatorname{exp}(a_{l}) H_{l-1}"),
+        ("y₁ for l ≥ s", r"y_{1}\ \mathrm{for}\ l \ge  s"),
+    ],
+)
+def test_plain_equations_become_tex(line, tex):
+    assert notes.tex(line) == tex
+
+
+def test_every_docstring_of_a_kernel_is_set():
+    """No equation fails in KaTeX, and every kernel shows some; its shapes are folded."""
+    for op in sources.operations():
+        text = (sources.KERNELS / op / "__init__.py").read_text(encoding="utf-8")
+        said = notes.notes(ast.get_docstring(ast.parse(text)))
+        shown = "".join(said.shown)
+        assert 'class="equations"' in shown and "katex-error" not in shown, op
+        assert 'class="katex"' in shown and "<table" in "".join(said.folded), op
+
+
+def test_an_overview_of_kernels_never_infers_a_gpu(monkeypatch):
+    """What nobody verified is said to be open, whatever the other forms say."""
+    monkeypatch.setattr(sources, "measured", lambda: [])
+    monkeypatch.setattr(sources, "compiled", lambda op: {})
+    for cell in (operations.agreement("ssd", "triton_gpu"), operations.compiled("ssd")):
+        assert "not yet" in cell.shown
+    compiled = {"targets": [80], "types": ["float32"], "errors": [{"error": "x"}]}
+    monkeypatch.setattr(sources, "compiled", lambda op: compiled)
+    assert "✗" in operations.compiled("ssd").shown
+    assert "not yet" in operations.agreement("ssd", "triton_gpu").shown
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import html
+import io
 import json
 import pickle
 import re
@@ -22,6 +23,7 @@ from refimpl.lab import data, measure
 from refimpl.layers import Layout, Probe, attention_map
 from refimpl.layers import attention as attend
 from refimpl.viz import artifacts, attention, charts, tokens
+from refimpl.viz.explorer import in_words
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -645,6 +647,15 @@ def test_explorer_in_a_browser(window, tmp_path):
         "aria-label"
     ).startswith("Head 1 looks most at row 1")
 
+    hints = find(".ax-hint")
+    assert hints[0].is_displayed() and "arrow keys" in hints[0].text
+    assert find(".ax-heads img") == [], "the maps stand in place of the still"
+    find(".ax-only")[0].click()
+    map_alone = """const c = document.querySelector(".attention-explorer canvas").getContext("2d");
+        return [60, 170].map(i => Array.from(c.getImageData(i, i, 1, 1).data.slice(0, 3)));"""
+    assert window.execute_script(map_alone) == [[33, 102, 172], [178, 24, 43]], "blue, red"
+    assert find(".ax-key")[0].is_displayed() and not find(".ax-key")[1].is_displayed()
+
     find("select")[1].send_keys("second")
     assert len(find(".ax-heads")[1].find_elements("css selector", "canvas")) == 2 and said(
         1
@@ -665,6 +676,30 @@ def test_explorer_in_a_browser(window, tmp_path):
     window.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     assert said(0).startswith("Query in row 1, column 4: head 1 looks most at row 4, column 1")
     assert [entry for entry in window.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_layers_are_named_in_words():
+    names = ["blocks.0.attn", "stages.1.blocks.3.token_mixer", "5.branch", "down_blocks.0.attn"]
+    said = ["block 1", "stage 2, block 4", "layer 6", "down block 1"]
+    assert in_words(names) == said
+    assert in_words(["first", ""]) == ["first", ""]
+    alike = ["blocks.0.rows", "blocks.0.columns"]
+    assert in_words(alike) == alike
+
+
+def test_an_explorer_shows_a_still_without_a_script():
+    """Where the heads look from the first patch: the chosen patches are the bright ones."""
+    from PIL import Image
+
+    looks = torch.zeros(1, 2, 16, 16)
+    looks[0, 0, :, 0] = looks[0, 1, :, 15] = 1  # one head at the first patch, one at the last
+    page = attention.explorer(torch.ones(3, 64, 64), attention.Map("blocks.2.attn", looks)).html
+    still = re.search(r'<img alt="([^"]*)" [^>]*src="data:image/webp;base64,([^"]*)"', page)
+    assert "heads of block 3" in still[1] and len(still[1]) >= 40
+    picture = Image.open(io.BytesIO(base64.b64decode(still[2]))).convert("L")
+    first, second = (picture.crop((x, 0, x + 120, 120)) for x in (0, 128))
+    for tile, bright, dark in ((first, (15, 15), (105, 105)), (second, (105, 105), (15, 15))):
+        assert tile.getpixel(bright) > 200 > 60 > tile.getpixel(dark)
 
 
 # -- artifacts

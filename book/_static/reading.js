@@ -121,13 +121,13 @@ class Cards {
 const cards = document.getElementById("cards");
 if (cards) { const shown = new Cards(cards); addEventListener("scroll", () => shown.hide(), { passive: true }); }
 
-const SCROLLERS = ".bd-article pre, .cell_output, .output, .pst-scrollable-table-container, .table-box, div.math, figure.chapter-figure";
+const SCROLLERS = "div.equations, .bd-article pre, .cell_output, .output, .pst-scrollable-table-container, .table-box, div.math, figure.chapter-figure";
 
 /** What a scrolling box is called. */
 function nameOf(box) {
   const title = box.querySelector("caption")?.textContent ?? box.querySelector("figcaption b")?.textContent;
   if (title) return title.trim();
-  return box.matches("div.math") ? "Formula" : box.matches(".cell_input pre") ? "Code" : box.matches("pre") ? "Listing" : "Output";
+  return box.matches("div.math, div.equations") ? "Formula" : box.matches(".cell_input pre") ? "Code" : box.matches("pre") ? "Listing" : "Output";
 }
 
 /** Let the keyboard scroll whatever scrolls sideways, and nothing else; say what it is. */

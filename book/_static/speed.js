@@ -41,6 +41,7 @@
       this.addTicks();
       this.addControls();
       this.update(false);
+      box.classList.add("ready");
       addEventListener("hashchange", () => {
         Object.assign(this.state, FRESH, { picked: new Set() }, this.fromAddress());
         this.showState();

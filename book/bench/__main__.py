@@ -1,6 +1,7 @@
 """Measure this machine: exactness of all cases, speed of all models, agreement of all kernels.
 
-    python book/bench [--models 'efficientvit_*'] [--kernels ssd] [--only exactness|models|kernels]
+    python book/bench [--models 'efficientvit_*'] [--kernels ssd]
+                      [--only exactness|models|kernels|compiled]
 
 Writes one file for each stem (`store.py` says where), each as soon as it is measured; what a run
 does not measure stays. One thread, on a CPU by the processor's clock, so that other programs don't
@@ -11,6 +12,7 @@ weights is timed beside ours where timm is importable.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -33,8 +35,10 @@ from refimpl import kernels
 from refimpl.lab import measure
 from refimpl.weights import load_official
 
+PARTS = ("exactness", "models", "kernels", "compiled")
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
+TARGETS = [75, 80, 86, 89, 90, 100]  # compute capabilities that kernels are compiled for offline
 LARGEST = 20e9  # multiply-adds of one call on a CPU; larger batches would take minutes
 
 # Where timm calls the same function by another name.
@@ -239,6 +243,33 @@ def bench_kernels(pattern: str, rounds: int, ceilings: measure.Ceilings) -> None
         store.write(store.folder() / "kernels" / f"{op}.json", record)
 
 
+def bench_compiled(pattern: str) -> None:
+    """Compile the kernels that match for GPUs which are not there, into `compiled/<op>.json`."""
+    from importlib.metadata import version
+
+    script = store.ROOT / "tests" / "shared" / "ptx.py"
+    types = ("float32", "bfloat16", "float16")
+    for op in [op for op in kernels.operations() if fnmatch(op, pattern)]:
+        command = [sys.executable, str(script), "--ops", op, "--types", ",".join(types)]
+        command += ["--targets", ",".join(map(str, TARGETS))]
+        done = subprocess.run(command, capture_output=True, text=True)
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        if not lines:
+            print(f"{op}: nothing was compiled: {done.stderr[-300:]}")
+            continue
+        record = {
+            "op": op,
+            "date": measure.machine()["date"],
+            "triton": version("triton"),
+            "targets": TARGETS,
+            "types": types,
+            "kernels": sorted({line["kernel"] for line in lines if "kernel" in line}),
+            "shared": max(line.get("shared", 0) for line in lines),
+            "errors": [line for line in lines if "error" in line],
+        }
+        store.write(store.RESULTS / "compiled" / f"{op}.json", record)
+
+
 # -- the command
 
 
@@ -265,7 +296,7 @@ def main() -> int:
     )
     parser.add_argument("--models", default="*", metavar="PATTERN", help="models (default: all)")
     parser.add_argument("--kernels", default="*", metavar="PATTERN", help="kernels (default: all)")
-    parser.add_argument("--only", choices=("exactness", "models", "kernels"), help="one part")
+    parser.add_argument("--only", choices=PARTS, help="one part")
     parser.add_argument("--rounds", type=int, default=9, help="rounds in turns (default 9)")
     parser.add_argument("--interpret", metavar="OP", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -274,6 +305,10 @@ def main() -> int:
         return 0
     if arguments.only in (None, "exactness") and (code := bench_exactness()):
         return code
+    if arguments.only in (None, "compiled"):
+        bench_compiled(arguments.kernels)
+    if arguments.only == "compiled":
+        return 0
     torch.set_num_threads(1)
     ceilings = measure.ceilings(1, DEVICE)
     if arguments.only in (None, "models"):

@@ -3,6 +3,7 @@
     book/results/cpu/<stem>.json          speed of a family's models, or what a paper's own bench
                                           measured
     book/results/cpu/kernels/<op>.json    agreement and speed of a kernel
+    book/results/compiled/<op>.json       for which GPUs a kernel compiled without one
     book/results/gpu-<name>/…             the same, measured on that GPU
     book/results/exactness/<stem>.json    deviations from the reference outputs, by
                                           `pytest tests --exactness DIR`

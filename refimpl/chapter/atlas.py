@@ -11,6 +11,7 @@ cell: the figure's alternative text is the cell's.
 from __future__ import annotations
 
 import base64
+import zlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 # the cat's eye, the spoon beside the cup.
 PHOTOS: dict[str, tuple[float, float]] = {"chelsea": (0.38, 0.32), "coffee": (0.71, 0.66)}
 HEADS = 6  # drawn of a layer, at most
+OCTAVES = 3  # of the colours, below and above an even look
+KEPT_HEADS = 4  # of a drawn layer, at most, whose maps the record keeps
+KEPT_GRID = 14  # most rows and columns of a kept map; most places that ask: half as many
 CROPS = 64  # of photographs, behind η² and R² of every model: η² is about 1/64 by chance alone
 
 
@@ -103,6 +107,7 @@ def attention_row(
         "drawn": [first, last],
     }
     drawn = sorted({first, last})  # a model of one layer shows it once
+    record["maps"] = [kept(maps[i], i) for i in drawn]
     titles = [f"layer {i + 1}" for i in drawn]
     fig = draw_attention(photos, [maps[i] for i in drawn], titles)
     publish(fig, f"{name}, {record['state']}: {in_words(found)}", {"attention_atlas": record})
@@ -186,19 +191,56 @@ def in_words(layers: Sequence[dict]) -> str:
     return text
 
 
+def kept(m: attention.Map, layer: int) -> dict:
+    """A layer's maps of the first photograph, small enough for the atlas to compare two models.
+
+    Pooled to at most `KEPT_GRID` rows and columns, and the places that ask to half as many. Each
+    weight is one byte, its octaves above an even look in sixteenths of the scale; compressed.
+    """
+    weights = m.to_image()[0, :KEPT_HEADS]  # (heads, h·w, h·w)
+    times = weights * weights.shape[-1]  # an even look
+    keys = list(m.grid)
+    while max(keys) > KEPT_GRID:
+        times = pooled(times, keys)
+        times = pooled(times.transpose(1, 2), keys).transpose(1, 2)
+        keys = [-(-n // 2) for n in keys]
+    asks = list(keys)
+    while max(asks) > KEPT_GRID // 2:
+        times = pooled(times.transpose(1, 2), asks).transpose(1, 2)
+        asks = [-(-n // 2) for n in asks]
+    octaves = octaves_of(times)
+    codes = (8 + 8 * octaves / OCTAVES).round().clamp(0, 15).byte()
+    text = base64.b64encode(zlib.compress(codes.contiguous().numpy().tobytes(), 9)).decode()
+    return {"layer": layer, "heads": len(weights), "keys": keys, "asks": asks, "codes": text}
+
+
+def pooled(maps: Tensor, grid: Sequence[int]) -> Tensor:
+    """Means over 2 × 2 places of the last axis, which is a grid: (…, h·w) -> (…, ⌈h/2⌉·⌈w/2⌉)."""
+    tiles = F.avg_pool2d(maps.unflatten(-1, grid), 2, ceil_mode=True, count_include_pad=False)
+    return tiles.flatten(-2)
+
+
+def octaves_of(times: Tensor) -> Tensor:
+    """Doublings above an even look, which is 1, within the scale."""
+    return times.clamp(min=1e-6).log2().clamp(-OCTAVES, OCTAVES)
+
+
 def draw_attention(images: Tensor, maps: Sequence[attention.Map], titles: Sequence[str]) -> Figure:
     """Every photograph with the asking patch outlined, and where the heads look from that patch.
 
     images: (b, c, H, W) in [0, 1]; maps: one row of heads each, at most `HEADS` of them, beside the
-    photograph. Every head's colours reach from 0 to its own strongest weight.
+    photograph. Colours tell a weight's octaves above an even look at all patches: an even look is
+    pale, and the scale is the same in all rows of the atlas.
     """
     import matplotlib.pyplot as plt
 
     heads = min(HEADS, max(m.heads for m in maps))
     columns = len(maps) + heads  # the photograph is as high as its maps together
     cell = min(charts.WIDTH / (columns + 0.3), 1.1)
-    fig = plt.figure(figsize=((columns + 0.3) * cell, len(images) * len(maps) * cell + 0.3))
-    grid = fig.add_gridspec(len(images) * len(maps), columns)
+    rows = len(images) * len(maps)
+    fig = plt.figure(figsize=((columns + 0.3) * cell, rows * cell + 0.9))
+    grid = fig.add_gridspec(rows + 1, columns, height_ratios=[*[1] * rows, 0.18])
+    drawn = {"cmap": charts.DIVERGING, "vmin": -OCTAVES, "vmax": OCTAVES}
     for i, (image, place) in enumerate(zip(images, PHOTOS.values(), strict=True)):
         top = i * len(maps)
         photo = charts.bare(fig.add_subplot(grid[top : top + len(maps), : len(maps)]))
@@ -210,12 +252,16 @@ def draw_attention(images: Tensor, maps: Sequence[attention.Map], titles: Sequen
             looks = m.to_image()[i, :heads, row * m.grid[1] + column].unflatten(-1, m.grid)
             for h, look in enumerate(looks):
                 ax = charts.bare(fig.add_subplot(grid[top + j, len(maps) + h]))
-                ax.imshow(look.numpy(), vmin=0, vmax=max(look.max().item(), 1e-12))
+                ax.spines[:].set(visible=True, color=charts.SOFT, linewidth=0.6)  # pale on pale
+                shown = ax.imshow(octaves_of(look * look.numel()).numpy(), **drawn)
                 attention.outline(ax, (row, column), m.grid, m.grid, 0.5)
                 ax.set_ylabel(title if h == 0 else "", fontsize=11)
                 if i == 0 and all(other.heads <= h for other in maps[:j]):
                     style = {"fontsize": 11, "fontweight": "normal", "loc": "center", "pad": 4}
                     ax.set_title(f"head {h + 1}", **style)
+    bar = fig.colorbar(shown, cax=fig.add_subplot(grid[rows, :]), orientation="horizontal")
+    bar.set_ticks([-OCTAVES, 0, OCTAVES], labels=["an eighth", "even look", "8 times"])
+    bar.ax.tick_params(labelsize=11)
     return fig
 
 

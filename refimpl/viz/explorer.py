@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import json
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 from torch import Tensor
 
 LIMIT = 150_000  # bytes of HTML
+TILE, ACROSS = 120, 3  # pixels of a head in the still picture, heads in a row
 TEMPLATE = Path(__file__).with_name("explorer.html")
 
 
@@ -49,18 +51,25 @@ def pack(
     if not all(0 <= q <= 1 for q in query):
         raise ValueError(f"query={query} must be fractions of height and width, from 0 to 1")
     picture = jpeg(image)
+    names = in_words([name for name, _, _ in layers])
+    frozen, width, height = still(picture, *layers[0][1:], query)
+    told = (
+        f"Where the heads of {names[0]} look from the patch that is outlined, brighter where more"
+    )
     size = 0
     for levels in (64, 32, 16, 8):
         data = b"".join(quantise(weights, levels) for _, weights, _ in layers)
         sizes = [
             {"name": name, "rows": h, "columns": w, "heads": len(weights)}
-            for name, weights, (h, w) in layers
+            for name, (_, weights, (h, w)) in zip(names, layers, strict=True)
         ]
         start = [round(float(q), 3) for q in query]
         meta = json.dumps({"levels": levels, "query": start, "layers": sizes}, ensure_ascii=False)
         text = TEMPLATE.read_text(encoding="utf-8")
         text = text.replace("{{title}}", html.escape(title))
-        text = text.replace("{{image}}", picture)
+        text = text.replace("{{image}}", picture).replace("{{still}}", frozen)
+        text = text.replace("{{width}}", str(width)).replace("{{height}}", str(height))
+        text = text.replace("{{told}}", html.escape(told))
         text = text.replace("{{meta}}", html.escape(meta))
         text = text.replace("{{maps}}", base64.b64encode(zlib.compress(data, 9)).decode())
         size = len(text.encode())
@@ -70,6 +79,56 @@ def pack(
         f"explorer: {len(layers)} layers take {size // 1000} KB, at most {LIMIT // 1000} KB fit;"
         " give fewer layers"
     )
+
+
+def in_words(names: Sequence[str]) -> list[str]:
+    """`stages.0.blocks.2.attn` -> `stage 1, block 3`; as they are where two would be called alike.
+
+    Numbers of modules count from 0, a reader's from 1; what has no number is left out.
+    """
+
+    def said(name: str) -> str:
+        parts = re.findall(r"(?:([A-Za-z_]+)\.)?(\d+)(?=\.|$)", name)
+        kinds = {"": "layer", "layers": "layer", "blocks": "block", "stages": "stage"}
+        words = [(kinds.get(kind, kind.rstrip("s").replace("_", " ")), i) for kind, i in parts]
+        return ", ".join(f"{kind} {int(i) + 1}" for kind, i in words) or name
+
+    told = [said(name) for name in names]
+    return told if len(set(told)) == len(told) else list(names)
+
+
+def still(
+    picture: str, weights: Tensor, grid: tuple[int, int], query: tuple[float, float]
+) -> tuple[str, int, int]:
+    """What the heads show at the start, for where no script runs: base64 WebP, width, height.
+
+    picture: the base64 JPEG; weights: (heads, h·w, h·w).
+    """
+    from PIL import Image, ImageDraw
+
+    height, width = grid
+    row, column = (min(int(q * n), n - 1) for q, n in zip(query, grid, strict=True))
+    photo = Image.open(io.BytesIO(base64.b64decode(picture)))
+    tile = (TILE, round(TILE * photo.height / photo.width))
+    pixels = np.asarray(photo.resize(tile), np.float64)
+    across = min(ACROSS, len(weights))
+    down = -(-len(weights) // across)
+    gap = 8
+    size = (across * (tile[0] + gap) - gap, down * (tile[1] + gap) - gap)
+    sheet = Image.new("RGBA", size)
+    box = [column / width, row / height, (column + 1) / width, (row + 1) / height]
+    corners = [round(part * (side - 1)) for part, side in zip(box, 2 * tile, strict=True)]
+    for head, look in enumerate(weights[:, row * width + column]):
+        shade = (look / look.max().clamp(min=1e-12)).reshape(grid).numpy()
+        light = Image.fromarray(np.rint(255 * shade).astype(np.uint8))
+        light = np.asarray(light.resize(tile, Image.Resampling.NEAREST), np.float64) / 255
+        shown = Image.fromarray(np.rint(pixels * (0.12 + 0.88 * light[..., None])).astype(np.uint8))
+        ImageDraw.Draw(shown).rectangle(corners, outline="white")
+        place = (head % across * (tile[0] + gap), head // across * (tile[1] + gap))
+        sheet.paste(shown, place)
+    out = io.BytesIO()
+    sheet.save(out, "WEBP", quality=60, method=6)
+    return base64.b64encode(out.getvalue()).decode(), *size
 
 
 def quantise(weights: Tensor, levels: int) -> bytes:

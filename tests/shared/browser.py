@@ -10,7 +10,6 @@ axe-core than the pinned one.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import os
@@ -18,6 +17,9 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -129,6 +131,12 @@ def book() -> Path:
     return html
 
 
+WATCH_SHIFT = """window.shift = 0;
+new PerformanceObserver((list) => {
+  for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shift += entry.value;
+}).observe({type: 'layout-shift', buffered: true})"""
+
+
 class Browser:
     """The window before a local server of the book."""
 
@@ -138,13 +146,12 @@ class Browser:
                 pass
 
         self.root = root
-        self.server = ThreadingHTTPServer(
-            ("127.0.0.1", 0), functools.partial(Quiet, directory=str(root))
-        )
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(root)))
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.base = f"http://127.0.0.1:{self.server.server_port}/"
         self.driver = driver
         self.run = driver.execute_script
+        self.opened = None  # page and address, as long as the page is as it was loaded
         # no colour halfway between two themes
         still = [{"name": "prefers-reduced-motion", "value": "reduce"}]
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": still})
@@ -152,6 +159,7 @@ class Browser:
         driver.execute_cdp_cmd(
             "Page.addScriptToEvaluateOnNewDocument", {"source": f"try {{ {remember} }} catch {{}}"}
         )
+        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH_SHIFT})
 
     def size(self, width: int, height: int = 900) -> None:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
@@ -163,6 +171,7 @@ class Browser:
         self.driver.get_log("performance")
         self.driver.get_log("browser")
         self.driver.get(f"{self.base}{page}.html{address}")
+        self.opened = (page, address)
         requests = {}
         for entry in self.driver.get_log("performance"):
             message = json.loads(entry["message"])["message"]
@@ -181,6 +190,29 @@ class Browser:
             r for r in requests.values() if not r["url"].startswith(("data:", "blob:", "about:"))
         ]
 
+    def at(self, page: str, address: str = "") -> None:
+        """Be at the top of a page, light, on a wide screen; it is loaded only where it is not open.
+
+        What a test leaves open or chosen there stays; `open` begins anew.
+        """
+        self.size(1280)
+        if self.opened != (page, address):
+            self.open(page, address)
+        self.theme("light")
+        self.run("scrollTo({top: 0, behavior: 'instant'})")
+
+    @contextmanager
+    def without_script(self, page: str) -> Iterator[None]:
+        """A page as it is where scripts are off."""
+        self.opened = None
+        switch = partial(self.driver.execute_cdp_cmd, "Emulation.setScriptExecutionDisabled")
+        switch({"value": True})
+        try:
+            self.driver.get(f"{self.base}{page}.html")
+            yield
+        finally:
+            switch({"value": False})
+
     def theme(self, name: str) -> None:
         self.run(
             "const root = document.documentElement.dataset; root.theme = root.mode = arguments[0]",
@@ -194,11 +226,22 @@ class Browser:
             if e["level"] in ("SEVERE", "WARNING")
         ]
 
-    def thin(self) -> None:
-        """Keep three of each kind of code token and of formula: equal class, equal colours.
+    def scroll_through(self) -> float:
+        """From top to bottom and back; how far the layout shifted since the page was asked for."""
+        return self.driver.execute_async_script(
+            """const done = arguments[0];
+               let y = 0;
+               const step = () => {
+                 scrollTo({top: y += 800, behavior: 'instant'});
+                 if (y < document.documentElement.scrollHeight) return requestAnimationFrame(step);
+                 setTimeout(() => { scrollTo({top: 0, behavior: 'instant'}); done(shift); }, 100);
+               };
+               step()"""
+        )
 
-        axe looks at the colours of every single one.
-        """
+    def thin(self) -> None:
+        """Keep three of each kind of code token and of formula: equal class, equal roles."""
+        self.opened = None
         self.run(
             """const seen = {}, often = (key) => (seen[key] = (seen[key] ?? 0) + 1) > 3;
                const places = '.cell_input, .cell_output, .sd-tab-content, dt, article';
@@ -212,9 +255,19 @@ class Browser:
         )
 
     def axe(self, rules: list[str] | None = None) -> list[str]:
-        """Violations as readable lines."""
+        """Violations as readable lines.
+
+        The rules of colour look at `LOOKS` elements of each look: letters and everything behind.
+        """
         if not self.run("return !!window.axe"):
             self.run(axe_source())
+            self.run(
+                """const rules = {
+                     'color-contrast': '[data-look]', 'link-in-text-block': 'a[data-look]'};
+                   axe.configure({rules: Object.entries(rules).map(
+                     ([id, selector]) => ({id, selector}))})"""
+            )
+        self.run(MARK_LOOKS, LOOKS)
         # preloading asks for style sheets at wrong addresses
         options = {"resultTypes": ["violations"], "preload": False}
         if rules:
@@ -236,7 +289,43 @@ class Browser:
         ]
 
 
-@functools.cache
+LOOKS = 3  # elements of each look whose colours are compared: axe needs milliseconds for every one
+
+# Marks with `data-look` the elements with text of their own, and what one types into, at most so
+# many of each look: colours, size and weight of the letters, of the parent's, and what is behind.
+MARK_LOOKS = """
+const most = arguments[0], seen = new Map(), behind = new Map();
+const clear = 'rgba(0, 0, 0, 0)';
+const background = (element) => {
+  if (!element) return '';
+  if (!behind.has(element)) {
+    const style = getComputedStyle(element);
+    const own = style.backgroundColor === clear ? '' : style.backgroundColor;
+    const image = style.backgroundImage === 'none' ? '' : style.backgroundImage;
+    const dim = style.opacity === '1' ? '' : style.opacity;
+    const opaque = own.startsWith('rgb(') && !image && !dim;
+    const rest = opaque ? '' : background(element.parentElement);
+    behind.set(element, [own, image, dim, rest].join('|'));
+  }
+  return behind.get(element);
+};
+const has_text = (element) =>
+  [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+for (const element of document.body.querySelectorAll('*')) {
+  element.removeAttribute('data-look');
+  if (!has_text(element) && !element.matches('input, select, textarea')) continue;
+  if (!element.checkVisibility()) continue;
+  const style = getComputedStyle(element);
+  const look = [element.tagName, style.color, style.fontSize, style.fontWeight, style.textShadow,
+    style.textDecorationLine, style.borderBottomStyle, style.filter,
+    getComputedStyle(element.parentElement).color, background(element)].join(' ');
+  seen.set(look, (seen.get(look) ?? 0) + 1);
+  if (seen.get(look) <= most) element.setAttribute('data-look', '');
+}
+"""
+
+
+@cache
 def axe_source() -> str:
     if given := os.environ.get("REFIMPL_AXE"):
         return Path(given).read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from statistics import fmean
 from docutils import nodes
 from PIL import Image
 
+from refimpl.chapter.atlas import OCTAVES, PHOTOS
 from refimpl.lab import data
 from refimpl.viz import charts
 from refimpl_book import html, pages, sources
@@ -83,7 +85,7 @@ def squeezed(picture: Image.Image, most: int) -> bytes:
 
 
 class Atlas(pages.Page):
-    """A summary table, then each chapter's rows: figure, what the weights are, numbers by layer."""
+    """Each chapter's rows, figure first; then one table of what was measured."""
 
     kind = ""
     nothing = ""
@@ -92,14 +94,19 @@ class Atlas(pages.Page):
         found = rows(self.kind)
         if not found:
             return html.note(self.nothing)
-        made = [pages.raw(self.summary(found) + self.credits(found))]
+        made = [pages.raw(self.before(found))]
         most = BUDGET // len(found)
         for paper in dict.fromkeys(row.paper for row in found):
             link = html.link(self.to(f"notebooks/{paper.stem}"), "Read the chapter")
             mine = [self.row(row, most) for row in found if row.paper is paper]
             content = pages.raw(f"<p>{link}</p>{''.join(mine)}")
             made.append(self.section(paper.stem, paper.name, content))
-        return made
+        numbers = pages.raw(self.summary(found) + self.credits(found))
+        return [*made, self.section("all-numbers", "All numbers", numbers)]
+
+    def before(self, found: list[Row]) -> str:
+        """What stands before the rows."""
+        return ""
 
     def row(self, row: Row, most: int) -> str:
         light = self.write(row.figure, f"{self.kind}-{row.id}.webp", most)
@@ -193,6 +200,38 @@ class AttentionAtlas(Atlas):
         "Distance: last layer",
         "By depth",
     )
+
+    def before(self, found):
+        """Two models side by side: a script draws both, for the patch under one cursor."""
+        shown = [
+            {
+                "name": f"{row.record['model']}, {html.plain(row.state)}",
+                "layers": len(row.record["layers"]),
+                "maps": row.record["maps"],
+            }
+            for row in found
+            if "maps" in row.record
+        ]
+        if not shown:
+            return ""
+        name, place = next(iter(PHOTOS.items()))
+        picture = Image.fromarray(
+            (255 * data.photo(name, 288)).round().byte().permute(1, 2, 0).numpy()
+        )
+        out = io.BytesIO()
+        picture.save(out, "webp", quality=80)
+        target = Path(self.env.app.outdir) / "_images" / f"atlas-{name}.webp"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(out.getvalue())
+        told = {
+            "rows": shown,
+            "octaves": OCTAVES,
+            "start": place,
+            "photo": f"{self.root()}_images/{target.name}",
+        }
+        text = json.dumps(told, ensure_ascii=False).replace("</", "<\\/")
+        script = f'<script type="application/json" class="compare-data">{text}</script>'
+        return f'<div class="atlas-compare">{script}</div>'
 
     def summary(self, found):
         caption = (

@@ -96,8 +96,9 @@ def table(
 ) -> str:
     """A table with a caption and headers of columns and rows.
 
-    On a phone each row becomes a card (custom.css), so roles are said explicitly. head: plain
-    texts; rows: HTML or `Cell`, the first of each is the row's header; numeric: right-aligned
+    On a phone each row becomes a card (custom.css), so roles are said explicitly; a table whose
+    columns are mostly numbers stays one and scrolls beside its first column (pages.css). head:
+    plain texts; rows: HTML or `Cell`, the first of each is the row's header; numeric: right-aligned
     columns; wide: columns with sentences.
     """
     kinds = dict.fromkeys(numeric, "num")
@@ -124,9 +125,10 @@ def table(
         cells = [cell(i, content) for i, content in enumerate(row)]
         lines.append(f'<tr role="row">{"".join(cells)}</tr>')
     name = f' id="{id}"' if id else ""
+    kind = "numbers" if 2 * len(numeric) >= len(head) else "cards"
     body = "\n".join(lines)
     return (
-        f'<div class="table-box"><table class="table cards {classes}"{name} role="table">'
+        f'<div class="table-box"><table class="table {kind} {classes}"{name} role="table">'
         f"<caption>{caption}</caption>\n"
         f'<thead role="rowgroup"><tr role="row">{"".join(columns)}</tr></thead>\n'
         f'<tbody role="rowgroup">\n{body}\n</tbody></table></div>\n'

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from docutils import nodes
 
-from refimpl_book import html, sources
+from refimpl_book import html, notes, sources
 from refimpl_book.pages import Page, raw
 from refimpl_book.speed import machine_line, milliseconds
 
@@ -28,31 +29,84 @@ TIMED = VERIFIED | {"triton": "Triton"}
 
 
 class Kernels(Page):
-    """Every kernel: what it computes, its forms, their agreement, and the machine's limit."""
+    """Every kernel: an overview, then what it computes, its forms, and the machine's limit."""
 
     def make(self):
-        return [self.kernel(op) for op in sources.operations()]
+        operations = sources.operations()
+        return [raw(self.overview(operations)), *map(self.kernel, operations)]
+
+    def overview(self, operations: list[str]) -> str:
+        """Operation by form: how it was verified, and the best share of the machine's limit."""
+        head = (
+            "Operation",
+            "Used by",
+            "NumPy",
+            "PyTorch",
+            "Triton, interpreted",
+            "Triton, compiled offline",
+            "Triton, run on a GPU",
+            "Best share of the limit",
+        )
+        rows = [self.line(op) for op in operations]
+        caption = (
+            f"{len(operations)} operations. A number is the distance to the loops in float64, as"
+            " a multiple of the composed PyTorch form’s own rounding error; compiled offline says"
+            " that a kernel compiles and fits, not what it computes"
+        )
+        return html.table(head, rows, caption, classes="kernels-table")
+
+    def line(self, op: str) -> tuple:
+        return (
+            html.link(f"#{op}", html.escape(kernel_title(op))),
+            ", ".join(self.users(op)) or "–",
+            agreement(op, "numpy"),
+            agreement(op, "torch"),
+            agreement(op, "triton_interpreter"),
+            compiled(op),
+            agreement(op, "triton_gpu"),
+            best_share(op),
+        )
+
+    def users(self, op: str) -> list[str]:
+        return [self.chapter_link(paper) for paper in sources.papers() if op in paper.kernels]
 
     def kernel(self, op: str) -> nodes.section:
         folder = sources.KERNELS / op
-        place = f"refimpl/kernels/{op}"
-        facts = [
-            html.link(self.to(f"book/api/refimpl.kernels.{op}"), "API"),
-            html.link(sources.source_link(place), "source"),
-            html.link(sources.source_link(f"tests/kernels/test_{op}.py"), "tests"),
-        ]
-        users = [self.chapter_link(paper) for paper in sources.papers() if op in paper.kernels]
-        if users:
+        facts = [html.link(self.to(f"book/api/refimpl.kernels.{op}"), "API")]
+        if not sources.placeholder():
+            facts.append(html.link(sources.source_link(f"refimpl/kernels/{op}"), "source"))
+            tests = sources.source_link(f"tests/kernels/test_{op}.py")
+            facts.append(html.link(tests, "tests"))
+        if users := self.users(op):
             facts.insert(0, f"used by {', '.join(users)}")
         docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8"))) or ""
-        intro = f'<p class="facts">{" · ".join(facts)}</p>{html.markdown(docstring)}'
-        tabs = [
-            f"```{{tab-item}} {title}\n:sync: {title}\n\n~~~python\n{code}\n~~~\n```"
-            for title, code in listings(folder).items()
-        ]
-        forms = self.parse("\n".join(["````{tab-set}", *tabs, "````"]))
-        tables = raw(provenance(op)), raw(times(op))
-        return self.section(op, kernel_title(op), raw(intro), *forms, *tables)
+        said = notes.notes(docstring)
+        intro = f'<p class="facts">{" · ".join(facts)}</p>{"".join(said.shown)}'
+        if said.folded:
+            intro += folded("Shapes, work and traffic", "".join(said.folded))
+        tabs = [tab(title, listing) for title, listing in listings(folder).items()]
+        forms = self.parse("\n".join(["`````{tab-set}", *tabs, "`````"]))
+        tables = folded(
+            "How each form was verified, and how fast it is", provenance(op) + times(op)
+        )
+        return self.section(op, kernel_title(op), raw(intro), *forms, raw(tables))
+
+
+def folded(title: str, content: str) -> str:
+    return f'<details class="folded"><summary>{title}</summary>{content}</details>'
+
+
+def tab(title: str, listing: Listing) -> str:
+    """The heart of a form, and folded what it calls or what calls it."""
+    lines = [f"````{{tab-item}} {title}", f":sync: {title}", "", *fenced(listing.heart)]
+    if listing.rest:
+        names = ", ".join(listing.names)
+        lines += ["", f"```{{dropdown}} With it: {names}", "", *fenced(listing.rest), "```"]
+    return "\n".join([*lines, "````"])
+
+
+def fenced(code: str) -> list[str]:
+    return ["~~~python", code, "~~~"]
 
 
 def kernel_title(op: str) -> str:
@@ -61,8 +115,17 @@ def kernel_title(op: str) -> str:
     return " ".join([words[0][0].upper() + words[0][1:], *words[1:]])
 
 
-def listings(folder: Path) -> dict[str, str]:
-    """The source of each form, followed by the functions of the same file that it calls."""
+@dataclass(frozen=True)
+class Listing:
+    """The source of a form: what computes, and the rest that it needs."""
+
+    heart: str
+    rest: str
+    names: tuple[str, ...]  # of the rest's functions and classes
+
+
+def listings(folder: Path) -> dict[str, Listing]:
+    """The source of each form, its heart apart from the functions of the same file around it."""
     found = {}
     for path in sorted(folder.glob("*.py")):
         text = path.read_text(encoding="utf-8")
@@ -73,8 +136,35 @@ def listings(folder: Path) -> dict[str, str]:
         }
         for title, name in FORMS.items():
             if name in functions:
-                found[title] = "\n\n\n".join(sources_of(called(name, functions), text))
+                found[title] = listing(called(name, functions), text)
     return {title: found[title] for title in FORMS if title in found}
+
+
+def listing(definitions: list[ast.stmt], text: str) -> Listing:
+    """The form's own function is its heart; of a Triton form, the kernels that go forward are."""
+    kernels = launched(definitions)
+    hearts = kernels or definitions[:1]
+    rest = [node for node in definitions if node not in hearts]
+    return Listing(
+        "\n\n\n".join(sources_of(hearts, text)),
+        "\n\n\n".join(sources_of(rest, text)),
+        tuple(node.name for node in rest),
+    )
+
+
+def launched(definitions: list[ast.stmt]) -> list[ast.stmt]:
+    """Functions of `@triton.jit` that no other of them calls, but those of the way back."""
+    jit = [
+        node
+        for node in definitions
+        if any(ast.unparse(decorator) == "triton.jit" for decorator in node.decorator_list)
+    ]
+    inner = {name for node in jit for name in names_in(node) if name != node.name}
+    return [node for node in jit if node.name not in inner and node.name != "backward"]
+
+
+def names_in(node: ast.stmt) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
 
 def called(name: str, functions: dict[str, ast.stmt]) -> list[ast.stmt]:
@@ -103,6 +193,40 @@ def measured(op: str) -> list[dict]:
     return [k for results in sources.measured() for k in results.kernels if k["op"] == op]
 
 
+LIMIT = 2  # a form's error may be so many times the composed form's (tests/kernels)
+
+
+def agreement(op: str, form: str) -> str | html.Cell:
+    """Sign and error of a form, the latest measurement; a dash while nothing verified it."""
+    found = [k["agreement"][form] for k in measured(op) if form in k.get("agreement", {})]
+    if not found:
+        return html.Cell(html.sign("not tested here") + " not yet", -1)
+    shown = f"{html.format_number(found[-1], 2)} ×"
+    return html.Cell(html.mark(found[-1] <= LIMIT, shown), found[-1])
+
+
+def compiled(op: str) -> str | html.Cell:
+    """For how many kinds of GPU, in how many types, the kernels compiled without one."""
+    record = sources.compiled(op)
+    if not record:
+        return html.Cell(html.sign("not tested here") + " not yet", -1)
+    counts = f"{len(record['targets'])} GPUs, {len(record['types'])} types"
+    return html.Cell(html.mark(not record["errors"], counts), len(record["targets"]))
+
+
+def best_share(op: str) -> html.Cell:
+    """The form that comes nearest to a machine's limit."""
+    shares = [
+        (k["limit_seconds"] / seconds, TIMED.get(form, form), k["machine"]["name"])
+        for k in measured(op)
+        for form, seconds in k["seconds"].items()
+    ]
+    if not shares:
+        return html.Cell("–", -1)
+    share, form, machine = max(shares)
+    return html.Cell(f"{100 * share:.2g} %, {html.escape(form)} on {html.escape(machine)}", share)
+
+
 def provenance(op: str) -> str:
     """Which form was verified where, in units of the composed form's own rounding error.
 
@@ -117,11 +241,22 @@ def provenance(op: str) -> str:
             rows.append((label, error, name, html.nowrap(k["date"])))
         if not verified:
             rows.append((label, "–", "not verified yet", "–"))
+    if record := sources.compiled(op):
+        rows.append(offline(record))
     caption = (
         "Distance to the loops in float64, as a multiple of the composed PyTorch form’s own"
         " rounding error"
     )
     return html.table(("Form", "Error", "Verified on", "Date"), rows, caption, numeric=(1,))
+
+
+def offline(record: dict) -> tuple:
+    """The row of a kernel that was compiled for GPUs which were not there."""
+    targets = ", ".join(f"sm_{target}" for target in record["targets"])
+    said = f"{targets} in {', '.join(record['types'])}; Triton {record['triton']}"
+    errors = f"; {len(record['errors'])} failed" if record["errors"] else ""
+    label = "Triton, compiled offline"
+    return (label, "–", html.escape(said + errors), html.nowrap(record["date"]))
 
 
 def times(op: str) -> str:

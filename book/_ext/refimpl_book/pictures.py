@@ -21,6 +21,7 @@ from refimpl_book import html, sources
 IMAGE = re.compile(r'<img (?P<before>[^>]*?)src="(?P<src>[^":]+)"(?P<after>[^>]*)>')
 POINT = 4 / 3  # CSS pixels
 SMALLEST = {".png": 0.6, ".svg": 0.75}  # of its natural width: text of 11 points has 11 pixels
+PHONE = 342  # CSS pixels of the text column on a phone of 390
 NARROW_SCREEN = "(max-width: 46em)"
 
 
@@ -99,11 +100,14 @@ def as_drawing(app, match: re.Match, made: dict[str, str], rules: list[str], lat
     image = tag(match, wide, size_of(made["wide"]), late)
     if "narrow" not in names:
         return image
+    least = round(SMALLEST[".svg"] * size_of(made["narrow"])[0])
+    image = re.sub(r"--least: \d+px", f"--least: {least}px", image)
+    fits = "data-fits " if least <= PHONE else ""  # else it scrolls, like a wide one
     narrow, narrow_dark = names["narrow"]
     rules.append(dark_narrow(wide, narrow_dark))
     width, height = size_of(made["narrow"])
     source = f'<source media="{NARROW_SCREEN}" srcset="{narrow}" width="{width}" height="{height}">'
-    return f"<picture>{source}{image.replace('<img ', '<img data-fits ', 1)}</picture>"
+    return f"<picture>{source}{image.replace('<img ', f'<img {fits}', 1)}</picture>"
 
 
 def dark_narrow(wide: str, twin: str) -> str:

@@ -237,6 +237,13 @@ def measured() -> list[Measured]:
     return found
 
 
+@cache
+def compiled(op: str) -> dict:
+    """What compiling a kernel without a GPU gave, empty where nobody has: `--only compiled`."""
+    path = RESULTS / "compiled" / f"{op}.json"
+    return read_json(path) if path.exists() else {}
+
+
 def dependencies() -> list[str]:
     """Files whose change must rebuild the generated pages."""
     files = [
