@@ -167,6 +167,16 @@ def check_narrow(browser) -> None:
              .map((image) => image.getAttribute('src'))"""
     )
     assert small == [], "text of less than 11 pixels"
+    apart = browser.run(
+        """return [...document.querySelectorAll('article table.numeric, article table.numbers')]
+             .filter((table) => table.checkVisibility() && table.tHead && table.tBodies[0].rows[0])
+             .filter((table) => {
+               const [head, body] = [table.tHead.rows[0], table.tBodies[0].rows[0]].map((row) =>
+                 [...row.cells].map((cell) => Math.round(cell.getBoundingClientRect().right)));
+               return head.some((right, i) => Math.abs(right - body[i]) > 1);
+             }).map((table) => table.textContent.trim().slice(0, 60))"""
+    )
+    assert apart == [], "numbers do not stand below their headings"
 
 
 def check_look(browser) -> None:
@@ -471,6 +481,107 @@ def test_atlases_sort_by_keyboard(browser, page):
         values = browser.run(numbers)
         assert values == sorted(values, reverse=reverse)
     assert browser.axe() == []
+
+
+def test_ledger_is_scanned_filtered_and_linked(browser):
+    browser.size(1280)
+    browser.open("book/ledger")
+    papers = browser.run("return document.querySelectorAll('.matrix tbody tr').length")
+    screens = browser.run("return document.documentElement.scrollHeight") / 900
+    assert screens <= 6 * max(1, papers / 7)
+    lost = browser.run(
+        """return [...document.querySelectorAll('.matrix a')]
+             .filter((a) => !document.getElementById(a.hash.slice(1))).map((a) => a.hash)"""
+    )
+    assert lost == []
+    shown = """return [...document.querySelectorAll('.claim.item')]
+                 .filter((claim) => claim.checkVisibility()).map((claim) => claim.dataset)"""
+    everything = browser.run(shown)
+    browser.run(
+        """const select = document.querySelector('select[name=order]');
+           select.value = 'contradicts';
+           select.dispatchEvent(new Event('change'))"""
+    )
+    ordered = [claim["verdict"] for claim in browser.run(shown)]
+    first = ordered.count("contradicts")
+    assert len(ordered) == len(everything) and set(ordered[:first]) <= {"contradicts"}
+    assert browser.run("return location.search") == "?order=contradicts"
+    chosen = everything[0]
+    browser.open("book/ledger", f"?verdict={chosen['verdict']}&paper={chosen['paper']}")
+    found = browser.run(shown)
+    assert found and all(
+        (claim["verdict"], claim["paper"]) == (chosen["verdict"], chosen["paper"])
+        for claim in found
+    )
+    anchor = browser.run("return document.querySelectorAll('.claim.item')[3].id")
+    assert re.fullmatch(r"\w+\.\d+", anchor)
+    browser.open("book/ledger", f"#{anchor}")
+    place = "return document.getElementById(arguments[0]).getBoundingClientRect().top"
+    assert 0 <= browser.run(place, anchor) <= 900
+
+
+def test_kernels_begin_with_an_overview(browser):
+    """Every operation has its row and leads to its section: equations, heart, the rest folded."""
+    from refimpl_book import sources
+
+    browser.size(1280)
+    browser.open("book/kernels")
+    rows = browser.run(
+        """return [...document.querySelectorAll('.kernels-table tbody tr')].map((row) => {
+             const section = document.querySelector(row.querySelector('th a').hash);
+             return [row.cells.length, section.querySelectorAll('.equations .katex').length,
+               section.querySelectorAll('details[open]').length,
+               section.querySelectorAll('.sd-tab-content').length];
+           })"""
+    )
+    assert len(rows) == len(sources.operations())
+    assert all(
+        cells == 8 and equations and not opened and forms == 4
+        for cells, equations, opened, forms in rows
+    )
+
+
+@pytest.mark.parametrize("page", ["book/attention_atlas", "book/artifact_atlas"])
+def test_atlases_show_pictures_before_numbers(browser, page):
+    browser.size(1280)
+    browser.open(page)
+    order = browser.run(
+        """return [...document.querySelectorAll('article figure.atlas-row, article table')]
+             .filter((element) => element.checkVisibility()).map((element) => element.tagName)"""
+    )
+    if not order:
+        pytest.skip("no chapter has left a row yet")
+    assert order == sorted(order), "figures, then the table"
+    assert not browser.run("return document.querySelector('article details').open")
+
+
+def test_one_cursor_asks_both_models(browser):
+    from selenium.webdriver.common.keys import Keys
+
+    browser.size(1280)
+    browser.open("book/attention_atlas")
+    pads = browser.driver.find_elements("css selector", ".compare-pad")
+    if not pads:
+        pytest.skip("no stored row holds its maps yet")
+    marks = """return [...document.querySelectorAll('.compare-mark')]
+                 .map((mark) => [mark.style.left, mark.style.top].join(' '))"""
+    looks = """return [...document.querySelectorAll('.compare-side')].map((side) =>
+                 [...side.querySelectorAll('canvas')].map((c) => c.toDataURL()).join(''))"""
+    before, seen = browser.run(marks), browser.run(looks)
+    assert len(before) == 2 and all(seen)
+    pads[0].send_keys(Keys.ARROW_RIGHT, Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    after, now = browser.run(marks), browser.run(looks)
+    assert all(a != b for a, b in zip(before, after, strict=True)), "both marks moved"
+    assert all(a != b for a, b in zip(seen, now, strict=True)), "both models were asked again"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "/" in page])
+def test_a_page_leads_somewhere(book, page):
+    """A link in the body, besides those of the headings."""
+    text = (book / f"{page}.html").read_text(encoding="utf-8")
+    article = re.search(r"<article\b.*?</article>", text, re.S)[0]
+    links = re.findall(r"<a\b[^>]*>", article)
+    assert [link for link in links if "headerlink" not in link and "href" in link]
 
 
 def test_no_page_is_an_orphan(book):

@@ -284,9 +284,9 @@ class AttentionAtlas(Atlas):
             )
             table.append(line)
         head = ("Layer", "Map", "Heads", "Heads alike", "Centred", "Entropy", "Distance")
-        caption = f"{row.title}, {row.state}: every layer"
+        caption = f"{row.title}, {row.state}: its layers"
         made = html.table(head, table, caption, numeric=range(2, 7))
-        title = f"<summary>{row.title}: the numbers of every layer</summary>"
+        title = f"<summary>{row.title}: the numbers of its layers</summary>"
         return f'<details class="atlas-layers">{title}{made}</details>'
 
 

@@ -76,7 +76,9 @@ class Exactness(Page):
         for case in cases:
             by_stem.setdefault(case["stem"], []).append(case)
         names = {p.stem: p.name for p in sources.papers() if p.stem in by_stem}
-        names |= {stem: stem for stem in sorted(by_stem.keys() - names.keys())}  # bases, kernels
+        for stem in sorted(by_stem.keys() - names.keys()):  # bases, kernels
+            family = sources.known_family(stem)
+            names[stem] = family.name if family else stem.replace("_", " ")
         sections = [
             self.section(stem, name, raw(self.cases(name, by_stem[stem])))
             for stem, name in names.items()
@@ -95,7 +97,7 @@ class Exactness(Page):
             of_kind = [case for case in cases if source_kind(case.get("source", "")) == kind]
             if of_kind:
                 good = sum(case["passed"] for case in of_kind)
-                said.append(f"<strong>{good} of {len(of_kind)} {kind}</strong> ({words})")
+                said.append(f"<strong>{good} of {len(of_kind)} {kind}s</strong> ({words})")
         return (
             f"Reference outputs that agree: {', '.join(said)}. The largest deviation of a compared"
             f" output is {html.format_number(worst, 2)} of its norm; the limit is 10⁻⁴. Checked on"
@@ -169,7 +171,7 @@ class Exactness(Page):
             "Recorded from",
         )
         caption = f"Reference outputs of {html.escape(name)}"
-        return html.table(head, rows, caption, numeric=(1, 2, 3), classes="sortable")
+        return html.table(head, rows, caption, numeric=(1, 2, 3), classes="sortable exact-table")
 
 
 def position(deviation: float) -> float:
