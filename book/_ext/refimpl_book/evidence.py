@@ -148,7 +148,7 @@ class Exactness(Page):
             macs = "–"
             if c.get("macs") and c.get("batch"):
                 macs = html.format_count(c["macs"] / c["batch"])
-            deviation = "by its test's own measure"
+            deviation = "own measure"
             if c["deviation"] is not None:
                 deviation = html.format_number(c["deviation"], 2)
             row = (
@@ -181,7 +181,10 @@ def position(deviation: float) -> float:
 
 
 def origin(source: str) -> str:
-    """`owner/name@commit path` as a link to that place; anything else as it stands."""
+    """`owner/name@commit path` as a link to that place; anything else as it stands.
+
+    Of the path only the file is shown, and what is named in it.
+    """
     found = re.match(r"([\w.-]+/[\w.-]+)\s*@\s*([0-9a-f]{7,40})\s*(.*)", source)
     if not found:
         return html.escape(source)
@@ -191,7 +194,8 @@ def origin(source: str) -> str:
     if re.fullmatch(r"[\w./-]+", place):
         url += f"/{place}"
     link = html.link(url, f"{html.escape(repository)}@{commit[:7]}")
-    return f"{link} {html.escape(path)}" if path else link
+    named = path.replace(place, place.rpartition("/")[2], 1)
+    return f"{link} {html.escape(named)}" if path else link
 
 
 def certificates(model: str) -> int:
