@@ -50,7 +50,10 @@
         select.value = [...select.options].some((o) => o.value === value) ? value : "";
       }
       this.update(false);
-      document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
+      const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+      const fold = target?.closest("details.folded");
+      if (fold) fold.open = true;
+      target?.scrollIntoView();
     }
 
     clear() {
@@ -62,6 +65,7 @@
     update(remember = true) {
       const chosen = Object.entries(this.selects).filter(([, select]) => select.value);
       for (const item of this.items) item.hidden = !chosen.every(([name, select]) => item.dataset[name] === select.value);
+      if (chosen.length) for (const section of this.sections) section.querySelector("details.folded")?.setAttribute("open", "");
       const first = this.order?.value;
       this.flat.hidden = !first;
       this.items.forEach((item, i) => (first ? this.flat : this.homes[i]).append(item));

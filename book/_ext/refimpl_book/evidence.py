@@ -227,11 +227,17 @@ class Differences(Page):
         made = [raw(f'<div class="filterable differences">{controls(choices)}')]
         made.append(self.group("shown", f"{len(shown)} shown by a test", shown))
         if noted:
-            made.append(self.group("noted", f"{len(noted)} noted, not yet shown", noted))
+            made.append(
+                self.group("noted", f"{len(noted)} noted, not yet shown", noted, "Show them")
+            )
         return [*made, raw("</div>")]
 
-    def group(self, id: str, title: str, cards: list[str]) -> nodes.section:
-        return self.section(id, title, raw(f'<div class="claims">{"".join(cards)}</div>'))
+    def group(self, id: str, title: str, cards: list[str], fold: str = "") -> nodes.section:
+        """fold: what opens the cards, where they are folded away."""
+        content = f'<div class="claims">{"".join(cards)}</div>'
+        if fold:
+            content = f'<details class="folded"><summary>{fold}</summary>{content}</details>'
+        return self.section(id, title, raw(content))
 
     def card(self, paper, difference) -> str:
         shown = "no test yet"

@@ -224,7 +224,8 @@ class PaperList(Page):
         line = f"<p><strong>{len(written)} of {len(papers)}</strong> papers have their chapter."
         planned = sum(len(paper.claims) for paper in papers if paper not in written)
         if planned:
-            line += f" {planned} claims of the others wait to be tested."
+            whose = " of the others" if written else ""
+            line += f" {planned} claims{whose} wait to be tested."
         items = [self.item(paper) for paper in papers]
         return f'{line}</p><div class="papers">{"".join(items)}</div>'
 
