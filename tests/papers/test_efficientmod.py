@@ -243,10 +243,10 @@ def test_effective_kernel_names_bad_arguments(change, words):
 
 
 def test_more_parameters_than_efficientformerv2_s2():
-    """EfficientFormerV2-S2 has 12,709,868 with both heads (counted with timm), 12.42 M with one."""
+    """EfficientFormerV2-S2 has 12,710,112 with both heads, 12,421,112 with one (timm 1.0.31)."""
     with torch.device("meta"):
         model = refimpl.create_model("efficientmod_s")
-    assert measure.parameters(model) > 12_709_868
+    assert measure.parameters(model) > 12_710_112
 
 
 def test_convolutions_keep_pytorch_s_start():
