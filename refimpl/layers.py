@@ -216,7 +216,8 @@ def attention(
     """A v with the map A of `attention_map`: v (b, heads, m, e) -> (b, heads, n, e).
 
     PyTorch's `scaled_dot_product_attention` does the work; where it has no fused path on a CPU
-    (e ≠ d), the product is written out.
+    (e ≠ d), the product is written out. A gradient of its gradient exists only under
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
     """
     if bias is not None and bias.dim() == 3:
         bias = bias[None]  # a 3-D mask would lose the fused CPU kernel

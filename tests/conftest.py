@@ -34,6 +34,11 @@ def pytest_addoption(parser):
         type=Path,
         help="write the largest deviation of every case that ran to <DIR>/<stem>.json",
     )
+    parser.addoption(
+        "--all-variants",
+        action="store_true",
+        help="what a user does next: every variant of a family in full, not the smallest alone",
+    )
 
 
 collect_ignore = ["example"]  # files of a paper that tests/test_dry_run.py adds to a copy

@@ -6,7 +6,6 @@ import inspect
 import subprocess
 import sys
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
@@ -14,9 +13,9 @@ import torch
 import refimpl
 from refimpl import weights
 from refimpl.catalogue import PARTS
-from refimpl.lab import measure
 from refimpl.layers import Probe
 from refimpl.viz import attention
+from shared.models import families, on_meta, smallest
 
 HEAVY = (
     "matplotlib",
@@ -37,27 +36,7 @@ print(time.perf_counter() - begun, *sys.modules)
 """
 
 
-def families() -> dict[str, list[str]]:
-    """Stem of the module that defines them -> names of models; builds nothing."""
-    found: dict[str, list[str]] = {}
-    for name, (module, _) in refimpl.model_index().items():
-        found.setdefault(module.rsplit(".", 1)[1], []).append(name)
-    return found
-
-
 every_family = pytest.mark.parametrize("stem", families())
-
-
-def on_meta(name: str, **kwargs):
-    """A model without memory behind its parameters."""
-    with torch.device("meta"):
-        return refimpl.create_model(name, **kwargs)
-
-
-@cache
-def smallest(stem: str) -> str:
-    """The family's model with the fewest parameters."""
-    return min(families()[stem], key=lambda name: measure.parameters(on_meta(name)))
 
 
 def build(name: str, **kwargs):

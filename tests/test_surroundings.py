@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("refimpl", "book", "tests")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 READS_OR_WRITES = ("open", "fdopen", "read_text", "write_text")
+INSTALLED = ("chapters", "test", "gpu")  # extras of the weekly run
 OTHERS = ("Image", "browser", "explorer", "execute")  # whose methods of these names are no file's
 
 
@@ -69,6 +75,21 @@ def test_text_is_utf8_by_name():
     assert found == []
 
 
+def test_advice_names_this_repository():
+    """Whoever owns the name `refimpl` on an index of packages could be anybody."""
+    patterns = ("README.md", "CONTRIBUTING.md", "book/**/*.md", "notebooks/text/*.md")
+    texts = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    assert len(texts) > 10
+    found = []
+    advising = [path for path in SOURCES if not path.is_relative_to(ROOT / "tests")]
+    for path in texts + advising:
+        for match in re.finditer(r"pip install[^\n`]*", path.read_text(encoding="utf-8")):
+            bare = re.search(r"(?<![/\w])refimpl(\[[\w,]+\])?(?! @ git\+|[\w\[])", match[0])
+            if bare:
+                found.append(f"{path.relative_to(ROOT)}: {match[0]}")
+    assert found == []
+
+
 def test_a_chapter_is_written_whole_or_not_at_all(tmp_path):
     """In a locale without UTF-8, and where writing ends half-way: the text that was there stays."""
     program = """
@@ -101,3 +122,22 @@ except UnicodeEncodeError:
         encoding="utf-8",
     )
     assert done.stdout.strip() == "kept", done.stderr
+
+
+def test_the_oldest_versions_are_the_bounds_of_the_project():
+    """`constraints-oldest.txt` pins every lower bound of what the weekly run installs."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    bounds = {}
+    for line in (*project["dependencies"], *(r for e in INSTALLED for r in extras[e])):
+        requirement = Requirement(line)
+        (bound,) = requirement.specifier
+        if bound.operator == ">=":
+            bounds[requirement.name] = Version(bound.version)
+    pins = {}
+    for line in (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            name, _, version = line.partition("==")
+            pins[name] = Version(version)
+    assert pins == bounds

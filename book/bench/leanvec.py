@@ -5,8 +5,8 @@
 Writes `book/results/cpu/leanvec.json` after every round. 100,000 unit vectors of 384 dimensions
 (1,000 clusters of intrinsic dimension 48, and noise), 2,000 held-out queries, inner product, one
 thread, all indexes in turns. For an index with a knob: the smallest settings that reach a recall@10
-of 0.90 and 0.95. The peers (`pip install 'refimpl[peers]'`) are left out where they can't be
-imported. Building our graph takes minutes.
+of 0.90 and 0.95. The peers (extra `peers`) are left out where they can't be imported. Building our
+graph takes minutes.
 """
 
 from __future__ import annotations

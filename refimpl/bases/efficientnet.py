@@ -27,7 +27,6 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
 from itertools import accumulate
 
 import torch.nn.functional as F
@@ -179,8 +178,8 @@ class MBConv(nn.Module):
 class EfficientNet(nn.Module):
     """Images (b, in_chans, height, width), of any size -> logits (b, num_classes).
 
-    width, depth: multiples of B0's channels and blocks; img_size: records what the variant was
-        trained with.
+    width, depth: multiples of B0's channels and blocks; img_size: a number or a pair, records what
+        the variant was trained with.
     padding: "same" (TensorFlow, with batch norm's ε = 1e-3) or "symmetric" (PyTorch, ε = 1e-5).
         Weights of one are not weights of the other. torchvision's B5–B7 are symmetric with 1e-3.
     lite: no gates, and ReLU6 for SiLU: what small chips and 8 bits can do.
@@ -192,7 +191,7 @@ class EfficientNet(nn.Module):
         self,
         width: float = 1.0,
         depth: float = 1.0,
-        img_size: int = 224,
+        img_size: int | tuple[int, int] = 224,
         in_chans: int = 3,
         num_classes: int = 1000,
         padding: str = "symmetric",
@@ -202,14 +201,14 @@ class EfficientNet(nn.Module):
     ):
         super().__init__()
         checks.choice("padding", padding, NORMS)
-        checks.integer(1, img_size=img_size, in_chans=in_chans)
+        checks.image_size(img_size)
+        checks.integer(1, in_chans=in_chans)
         checks.integer(0, num_classes=num_classes)
         checks.fraction(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         if not (width > 0 and depth > 0):
             raise ValueError(f"width={width} and depth={depth} must be more than 0")
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
-        # in place: the norm's output is the widest map of all, and nobody else reads it
-        act = partial(nn.ReLU6 if lite else nn.SiLU, inplace=True)
+        act = nn.ReLU6 if lite else nn.SiLU
         stem = round_channels(STEM, width)
         self.num_features = round_channels(HEAD, width)
         self.stem = ConvNorm(in_chans, stem, 3, stride=2, padding=padding, act=act)

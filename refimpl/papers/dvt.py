@@ -290,6 +290,7 @@ class Denoiser(nn.Module):
             raise ValueError(
                 f"features must be (b, h, w, {self.feat_dim}), got {tuple(features.shape)}"
             )
+        checks.floating(features=features)
         rows, cols = features.shape[1:3]
         x = rearrange(features, "b h w c -> b (h w) c")
         if self.pos_embed is not None:

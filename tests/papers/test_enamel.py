@@ -600,7 +600,8 @@ def test_outputs_are_checked_before_the_first_race(tmp_path):
         before = time.perf_counter()
         process = command(samples, "--json", target)
         out, err = process.communicate(timeout=60)
-        assert process.returncode == 2 and "results can't be written" in err and not out
+        assert process.returncode == 2 and "results can't be written" in err
+        assert out == "to race: 50 samples of max_subarray\n", "no race was run"
         assert "Traceback" not in err and time.perf_counter() - before < 20
     assert [path.name for path in tmp_path.iterdir()] == ["samples.jsonl"]
 

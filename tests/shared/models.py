@@ -1,22 +1,60 @@
 """What tests of models share: weights that make every part matter, fused models, checkpoints,
-refusals, and what a user does next with a model (`NEXT_STEPS`)."""
+refusals, and what a user does next with a model.
+
+`NEXT_STEPS` are functions `step(build, images)`: `build()` gives a model in evaluation mode with
+`lively` weights, always the same; `images` are what it takes. `tests/test_next_steps.py` runs them
+over every model that can be created, so a paper to come inherits them.
+"""
 
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 import re
+import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint as recompute
 
+import refimpl
 from refimpl import weights
+from refimpl.lab import measure
+from refimpl.layers import Probe
+from refimpl.viz import attention
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 Build = Callable[[], nn.Module]
+
+
+def families() -> dict[str, list[str]]:
+    """Stem of the module that defines them -> names of models; builds nothing."""
+    found: dict[str, list[str]] = {}
+    for name, (module, _) in refimpl.model_index().items():
+        found.setdefault(module.rsplit(".", 1)[1], []).append(name)
+    return found
+
+
+def on_meta(name: str, **kwargs) -> nn.Module:
+    """A model without memory behind its parameters."""
+    with torch.device("meta"):
+        return refimpl.create_model(name, **kwargs)
+
+
+@cache
+def smallest(stem: str) -> str:
+    """The family's model with the fewest parameters."""
+    return min(families()[stem], key=lambda name: measure.parameters(on_meta(name)))
 
 
 def lively(model: nn.Module) -> nn.Module:
@@ -147,18 +185,25 @@ def meta_device_then_load_is_right(build: Build, images: Tensor) -> None:
 
 
 def autocast_runs_everywhere(build: Build, images: Tensor) -> None:
-    """bfloat16 forward and backward: in training, in evaluation, fused."""
+    """bfloat16 and float16, forward and backward: in training, in evaluation, fused."""
     model = build()
     with torch.no_grad():
         wanted = model(images)
     for form in (build().train(), model, model.fuse()):
-        with torch.autocast("cpu", torch.bfloat16):
-            outputs = logits_of(form(images))
-        outputs.float().square().sum().backward()
-        missing = [n for n, p in form.named_parameters() if p.requires_grad and p.grad is None]
-        assert outputs.isfinite().all() and missing == []
-        if not form.training:
-            assert error(outputs.detach().float(), wanted) < 0.1
+        for dtype in (torch.bfloat16, torch.float16):
+            form.zero_grad()
+            with torch.autocast("cpu", dtype):
+                outputs = logits_of(form(images))
+            outputs.float().square().sum().backward()
+            assert outputs.isfinite().all() and without_gradient(form) == []
+            if not form.training:
+                assert error(outputs.detach().float(), wanted) < 0.1
+
+
+def without_gradient(model: nn.Module) -> list[str]:
+    """Names of parameters that want a gradient and got none, or one that is not finite."""
+    wanting = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]
+    return [name for name, grad in wanting if grad is None or not grad.isfinite().all()]
 
 
 def traced_and_exported_take_any_batch(build: Build, images: Tensor) -> None:
@@ -176,21 +221,42 @@ def traced_and_exported_take_any_batch(build: Build, images: Tensor) -> None:
             torch.testing.assert_close(form(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-def fused_model_is_saved_and_loaded(build: Build, images: Tensor) -> None:
-    """By the functions of safetensors, and by ours."""
+def model_and_fused_model_survive_copies(build: Build, images: Tensor) -> None:
+    """`deepcopy`, `pickle`, `torch.save` of the whole, and state dicts in every kind of file."""
     safetensors = pytest.importorskip("safetensors.torch")
-    fused, other = build().fuse(), build()
+    for form in (build(), build().fuse()):
+        with torch.inference_mode():
+            wanted = form(images)
+        saved = io.BytesIO()
+        torch.save(form, saved)
+        saved.seek(0)
+        for other in (
+            copy.deepcopy(form),
+            pickle.loads(pickle.dumps(form)),
+            torch.load(saved, weights_only=False),
+        ):
+            with torch.inference_mode():
+                assert torch.equal(other(images), wanted)
+            assert_same_tensors(other, form)
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/model.safetensors"
+            safetensors.save_model(form, path)
+            assert_loads(form, path, images, wanted)
+            safetensors.save_file(form.state_dict(), path)
+            assert_loads(form, path, images, wanted)
+            for ending in (".safetensors", ".pth"):
+                weights.save(form, f"{folder}/ours{ending}")
+                assert_loads(form, f"{folder}/ours{ending}", images, wanted)
+
+
+def assert_loads(form: nn.Module, path: str, images: Tensor, wanted: Tensor) -> None:
+    """A copy of the model, its tensors spoiled, computes what is wanted after loading the file."""
+    other = copy.deepcopy(form)
     with torch.no_grad():
-        for parameter in other.parameters():
-            parameter += 0.1
-    other = other.fuse()
-    with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/model.safetensors"
-        safetensors.save_model(fused, path)
-        safetensors.save_file(fused.state_dict(), path)
+        for tensor in (*other.parameters(), *other.buffers()):
+            tensor.zero_()
         weights.load(other, path)
-    with torch.inference_mode():
-        assert torch.equal(other(images), fused(images))
+        assert torch.equal(other(images), wanted)
 
 
 def fused_model_is_for_inference(build: Build, images: Tensor) -> None:
@@ -200,6 +266,164 @@ def fused_model_is_for_inference(build: Build, images: Tensor) -> None:
     fused = model.requires_grad_(False).fuse()
     assert not any(p.requires_grad for p in fused.parameters())
     assert_refused(lambda: fused.train()(images), "is fused, for inference only")
+    if fused.state_dict().keys() != model.state_dict().keys():
+        assert_refused(lambda: weights.load_official(fused, model.state_dict()), "is fused")
+
+
+def training_step_reaches_every_parameter(build: Build, images: Tensor) -> None:
+    """In training mode; alone, under checkpointing, and wrapped for several processes."""
+    model = build().train()
+    logits_of(model(images)).square().sum().backward()
+    assert without_gradient(model) == []
+    again = build().train()
+    outputs = recompute(again, images.clone().requires_grad_(), use_reentrant=False)
+    logits_of(outputs).square().sum().backward()
+    assert without_gradient(again) == []
+    with one_process():
+        wrapped = DistributedDataParallel(build().train())
+        for _ in range(2):  # the second complains of what got no gradient in the first
+            logits_of(wrapped(images)).square().sum().backward()
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """PyTorch's distributed package with a single process, without a network."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def forward_is_head_of_features(build: Build, images: Tensor) -> None:
+    """As built and fused."""
+    for form in (build(), build().fuse()):
+        with torch.inference_mode():
+            assert torch.equal(form.forward_head(form.forward_features(images)), form(images))
+
+
+def any_batch_and_any_memory(build: Build, images: Tensor) -> None:
+    """None, one or several inputs, in one memory format or the other, as built and fused."""
+    for form in (build(), build().fuse()):
+        with torch.inference_mode():
+            wanted = form(images)
+            assert form(images[:0]).shape == (0, *wanted.shape[1:])
+            assert error(form(images[1:2]), wanted[1:2]) < 1e-4
+            assert error(form(images.to(memory_format=torch.channels_last)), wanted) < 1e-4
+            mixed = copy.deepcopy(form).to(memory_format=torch.channels_last)
+            assert error(mixed(images), wanted) < 1e-4
+
+
+def half_precision_runs(build: Build, images: Tensor) -> None:
+    """All of it in 16 bits, forward and backward, as built and fused."""
+    for make in (build, lambda: build().fuse()):
+        with torch.no_grad():
+            wanted = make()(images)
+        for dtype, most in ((torch.bfloat16, 0.2), (torch.float16, 0.05)):
+            form = make().to(dtype)
+            outputs = form(images.to(dtype))
+            assert outputs.dtype == dtype and error(outputs.detach().float(), wanted) < most
+            outputs.float().square().mean().backward()
+            assert without_gradient(form) == []
+
+
+def functions_of_parameters_differentiate(build: Build, images: Tensor) -> None:
+    """`torch.func`: gradients for each sample, and a gradient of a gradient."""
+    model = build()
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    images = images[:2]
+
+    def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        return torch.func.functional_call(model, parameters, (image[None],)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, images)
+    model(images).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            wanted = parameter.grad
+            torch.testing.assert_close(each[name].sum(0), wanted, rtol=1e-3, atol=1e-3)
+    x = images.clone().requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):  # PyTorch's fused attention has no second derivative
+        (slope,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        slope.square().sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def integers_are_refused_in_words(build: Build, images: Tensor) -> None:
+    """Raw pixels: a forgotten conversion, of which PyTorch would speak in its own terms."""
+    for form in (build(), build().fuse()):
+        for dtype in (torch.uint8, torch.int64):
+            assert_refused(lambda form=form, d=dtype: form(images.to(d)), "floating")
+
+
+def quantised_dynamically_runs(build: Build, images: Tensor) -> None:
+    """Linear layers with 8-bit weights, as built and fused."""
+    for form in (build(), build().fuse()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.ao moves elsewhere some day
+            quantised = torch.ao.quantization.quantize_dynamic(form, {nn.Linear})
+        with torch.inference_mode():
+            assert error(quantised(images), form(images)) < 0.5
+
+
+def captured_is_equal(build: Build, images: Tensor) -> None:
+    """`torch.compile` takes the model and the fused model; here nothing becomes machine code."""
+    for form in (build(), build().fuse()):
+        torch.compiler.reset()
+        with torch.inference_mode():
+            assert error(torch.compile(form, backend="eager")(images), form(images)) < 1e-4
+
+
+def compiled_is_equal(build: Build, images: Tensor) -> None:
+    """The same in machine code where there is a compiler, forward and backward: takes a minute."""
+    backend = "inductor" if shutil.which("gcc") or shutil.which("clang") else "aot_eager"
+    for form in (build(), build().fuse()):
+        torch.compiler.reset()
+        outputs = torch.compile(form, backend=backend)(images)
+        assert error(outputs.detach(), form(images).detach()) < 1e-4
+        outputs.square().sum().backward()
+        assert without_gradient(form) == []
+
+
+def copies_made_while_recording_do_not_record(build: Build, images: Tensor) -> None:
+    """Attention maps are taken from the model that was named, and only inside the `with`."""
+    model = build()
+    if not any(isinstance(layer, Probe) for layer in model.modules()):
+        pytest.skip("no attention in this model")
+    with attention.record(model) as maps:
+        copied, fused = copy.deepcopy(model), model.fuse()
+    for form in (copied, fused, model):
+        with torch.inference_mode():
+            form(images)
+    assert len(maps) == 0
+
+
+def onnx_is_equal(build: Build, images: Tensor) -> None:
+    """Exported with a free batch, run by onnxruntime at other batches, as built and fused."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed (extra 'peers')")
+    import onnxruntime
+
+    batch = torch.export.Dim("batch", min=1, max=64)
+    for form in (build(), build().fuse()):
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter's own future
+            path = f"{folder}/model.onnx"
+            torch.onnx.export(
+                form,
+                (images[:2],),
+                path,
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=({0: batch},),
+            )
+            session = onnxruntime.InferenceSession(path)
+        (name,) = [given.name for given in session.get_inputs()]
+        for size in (1, 3):
+            x = images[:1].expand(size, -1, -1, -1).contiguous()
+            (got,) = session.run(None, {name: x.numpy()})
+            with torch.inference_mode():
+                assert error(torch.from_numpy(got), form(x)) < 1e-3
 
 
 NEXT_STEPS = [
@@ -208,6 +432,17 @@ NEXT_STEPS = [
     meta_device_then_load_is_right,
     autocast_runs_everywhere,
     traced_and_exported_take_any_batch,
-    fused_model_is_saved_and_loaded,
+    model_and_fused_model_survive_copies,
     fused_model_is_for_inference,
+    training_step_reaches_every_parameter,
+    forward_is_head_of_features,
+    any_batch_and_any_memory,
+    half_precision_runs,
+    functions_of_parameters_differentiate,
+    integers_are_refused_in_words,
+    quantised_dynamically_runs,
+    captured_is_equal,
+    copies_made_while_recording_do_not_record,
+    onnx_is_equal,
 ]
+SLOW_STEPS = [compiled_is_equal]  # with --all-variants only

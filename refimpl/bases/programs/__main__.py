@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not samples:
         print(f"{options.samples}: no sample to evaluate", file=sys.stderr)
         return 2
+    print(f"to race: {counted(samples)}", flush=True)
     results = Results(options.json or options.samples.with_suffix(".results.json"))
     try:
         results.check()
@@ -98,6 +99,14 @@ def arguments() -> argparse.ArgumentParser:
     add("--prompts", action="store_true", help="print the problems' prompts and end")
     add("--example", action="store_true", help="print our own solutions as samples and end")
     return parser
+
+
+def counted(samples: list[Sample]) -> str:
+    """How many samples there are, of which problems."""
+    problems = list(dict.fromkeys(sample.task for sample in samples))
+    more = f" and {len(problems) - 6} more problems" if len(problems) > 6 else ""
+    plural = "s" * (len(samples) != 1)
+    return f"{len(samples)} sample{plural} of {', '.join(problems[:6])}{more}"
 
 
 def prompts() -> list[dict]:

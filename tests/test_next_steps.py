@@ -1,0 +1,160 @@
+"""What a user does next with a model works, or is refused in plain words: for every model.
+
+A model of `list_models()` is found here by itself. By default the smallest of each family is taken,
+with one block a stage and small images; with `--all-variants` every variant at its full depth.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import refimpl
+from shared import models
+
+SIDES = (64, 96, 128, 224)  # pixels: the first that a model can be built for
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Other:
+    """A model whose input is no image: how it is built small, and what it takes."""
+
+    small: dict
+    inputs: Callable[[nn.Module, int], Tensor]  # of a model and a batch size
+
+
+OTHERS = {
+    "dvt": Other(
+        dict(noise_map_height=4, noise_map_width=5),
+        lambda model, batch: torch.randn(batch, *model.grid, model.feat_dim),
+    )
+}
+
+
+def pytest_generate_tests(metafunc):
+    """`model`: a stem, whose smallest model is taken, or with `--all-variants` a model's name."""
+    every = metafunc.config.getoption("all_variants")
+    if "model" in metafunc.fixturenames:
+        metafunc.parametrize("model", refimpl.list_models() if every else models.families())
+    if "step" in metafunc.fixturenames:
+        steps = models.NEXT_STEPS + models.SLOW_STEPS * every
+        metafunc.parametrize("step", steps, ids=lambda step: step.__name__)
+
+
+def named(model: str) -> tuple[str, str]:
+    """Stem and name."""
+    families = models.families()
+    if model in families:
+        return model, models.smallest(model)
+    return next(stem for stem, names in families.items() if model in names), model
+
+
+@cache
+def options(model: str) -> dict:
+    """Arguments of `create_model` that make it small; the model must exist in that form."""
+    stem, name = named(model)
+    if stem in OTHERS:
+        return OTHERS[stem].small
+    shallow = one_block_a_stage(name) if model == stem else {}
+    for depths in (shallow, {}):
+        for side in SIDES:
+            small = dict(img_size=side, num_classes=CLASSES) | depths
+            try:
+                models.on_meta(name, **small)
+            except ValueError:
+                continue
+            return small
+    pytest.fail(f"{name} takes images of none of {SIDES} pixels; if it takes none, say in OTHERS")
+
+
+def one_block_a_stage(name: str) -> dict:
+    """The same model with fewer blocks, as its constructor counts them."""
+    module, variant = refimpl.model_index()[name]
+    kind = inspect.signature(type(models.on_meta(name)).__init__).parameters
+    module = __import__(module, fromlist=["VARIANTS"])
+    given = {key: p.default for key, p in kind.items()} | module.VARIANTS[variant]
+    if isinstance(given.get("depths"), tuple):
+        return {"depths": tuple(1 for _ in given["depths"])}
+    if isinstance(given.get("depth"), float):
+        return {"depth": 0.5}  # half of the blocks
+    if isinstance(given.get("depth"), int):
+        few = {"local_up_to_layer": 2} if "local_up_to_layer" in given else {}
+        return {"depth": 3} | few
+    return {}
+
+
+def build(model: str, **more) -> nn.Module:
+    torch.manual_seed(0)
+    stem, name = named(model)
+    return models.lively(refimpl.create_model(name, **options(model) | more))
+
+
+def inputs(model: str, batch: int = 4) -> Tensor:
+    stem, _ = named(model)
+    torch.manual_seed(1)
+    if stem in OTHERS:
+        return OTHERS[stem].inputs(build(model), batch)
+    side = options(model)["img_size"]
+    return torch.randn(batch, 3, side, side)
+
+
+def test_next_step(model, step):
+    step(partial(build, model), inputs(model))
+
+
+def test_other_classes_channels_and_sizes(model):
+    """What a constructor is asked for: computed, or refused with the argument's name."""
+    if named(model)[0] in OTHERS:
+        pytest.skip("takes no images")
+    side = options(model)["img_size"]
+    with torch.inference_mode():
+        logits = build(model, num_classes=7, in_chans=1)(torch.randn(2, 1, side, side))
+        assert logits.shape == (2, 7)
+        pair = build(model, img_size=(side, side))
+        assert torch.equal(pair(inputs(model)), build(model)(inputs(model)))
+        for height, width in ((side, 2 * side), (224, 224)):
+            try:
+                other = build(model, img_size=(height, width))
+            except ValueError as refusal:
+                assert f"img_size={(height, width)}" in str(refusal)
+            else:
+                assert other(torch.randn(1, 3, height, width)).shape == (1, CLASSES)
+    for wrong in (0, "large", (side,), 64.5):
+        with pytest.raises(ValueError, match="img_size="):
+            build(model, img_size=wrong)
+
+
+def test_without_classes_features_come_out(model):
+    """What the classifier would read, also from the fused model."""
+    if named(model)[0] in OTHERS:
+        pytest.skip("takes no images")
+    headless = build(model, num_classes=0)
+    with torch.inference_mode():
+        features = headless(inputs(model))
+        assert features.dim() == 2 and features.shape[0] == 4 and features.shape[1] != CLASSES
+        assert torch.equal(
+            features, headless.forward_head(headless.forward_features(inputs(model)))
+        )
+        assert models.error(headless.fuse()(inputs(model)), features) < 1e-4
+
+
+def test_blocks_are_dropped_in_training_alone(model):
+    """Stochastic depth, where the paper has it."""
+    kind = inspect.signature(type(models.on_meta(named(model)[1])).__init__).parameters
+    if "drop_path_rate" not in kind:
+        pytest.skip("no stochastic depth")
+    dropping = build(model, drop_path_rate=0.9)
+    images = inputs(model)
+    with torch.inference_mode():
+        assert torch.equal(dropping(images), build(model, drop_path_rate=0.0)(images))
+        dropping.train()
+        first, second = (models.logits_of(dropping(images)) for _ in range(2))
+        assert not torch.equal(first, second)
+    models.assert_refused(lambda: build(model, drop_path_rate=1.0), "drop_path_rate=1.0")
