@@ -76,6 +76,21 @@ def lively(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def calibrated(model: nn.Module, images: Tensor) -> nn.Module:
+    """In place: statistics of batch norms are those of these images, so that signals neither vanish
+    nor explode on their way. Returns the model in evaluation mode."""
+    norms = [module for module in model.modules() if isinstance(module, NORMS)]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.train().momentum = 1.0
+    with torch.no_grad():
+        model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
 def error(got: Tensor, wanted: Tensor) -> float:
     """‖got − wanted‖ / ‖wanted‖."""
     return float(torch.dist(got, wanted) / wanted.norm())
@@ -190,14 +205,14 @@ def autocast_runs_everywhere(build: Build, images: Tensor) -> None:
     with torch.no_grad():
         wanted = model(images)
     for form in (build().train(), model, model.fuse()):
-        for dtype in (torch.bfloat16, torch.float16):
+        for dtype, most in ((torch.bfloat16, 0.15), (torch.float16, 0.05)):
             form.zero_grad()
             with torch.autocast("cpu", dtype):
                 outputs = logits_of(form(images))
             outputs.float().square().sum().backward()
             assert outputs.isfinite().all() and without_gradient(form) == []
             if not form.training:
-                assert error(outputs.detach().float(), wanted) < 0.1
+                assert error(outputs.detach().float(), wanted) < most
 
 
 def without_gradient(model: nn.Module) -> list[str]:
@@ -340,8 +355,8 @@ def functions_of_parameters_differentiate(build: Build, images: Tensor) -> None:
     model(images).square().sum().backward()
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            wanted = parameter.grad
-            torch.testing.assert_close(each[name].sum(0), wanted, rtol=1e-3, atol=1e-3)
+            apart = torch.dist(each[name].sum(0), parameter.grad)
+            assert apart <= 1e-3 * parameter.grad.norm() + 1e-3, name
     x = images.clone().requires_grad_()
     with sdpa_kernel(SDPBackend.MATH):  # PyTorch's fused attention has no second derivative
         (slope,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
@@ -367,15 +382,15 @@ def quantised_dynamically_runs(build: Build, images: Tensor) -> None:
 
 
 def captured_is_equal(build: Build, images: Tensor) -> None:
-    """`torch.compile` takes the model and the fused model; here nothing becomes machine code."""
-    for form in (build(), build().fuse()):
-        torch.compiler.reset()
-        with torch.inference_mode():
-            assert error(torch.compile(form, backend="eager")(images), form(images)) < 1e-4
+    """`torch.compile` takes the model; here nothing becomes machine code."""
+    model = build()
+    torch.compiler.reset()
+    with torch.inference_mode():
+        assert error(torch.compile(model, backend="eager")(images), model(images)) < 1e-4
 
 
 def compiled_is_equal(build: Build, images: Tensor) -> None:
-    """The same in machine code where there is a compiler, forward and backward: takes a minute."""
+    """Machine code where there is a compiler, as built and fused, forward and backward: minutes."""
     backend = "inductor" if shutil.which("gcc") or shutil.which("clang") else "aot_eager"
     for form in (build(), build().fuse()):
         torch.compiler.reset()
