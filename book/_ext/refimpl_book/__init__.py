@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))  # the checkout's refimpl, whether or not it is installed
 
 
-EVERYWHERE = ("katex", "theme", "pictures", "dark")
+EVERYWHERE = ("katex", "theme", "pictures", "dark", "search")
 CHAPTERS = ("reading", "notation")
 PAGES = ("api", "pages", "landing", "ledger", "evidence", "speed", "operations", "atlas")
 
