@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -13,7 +14,18 @@ pytest.importorskip("sphinx", reason="needs the extra 'book'")
 pytest.importorskip("quickjs", reason="needs the extra 'book'")
 
 from refimpl import golden, model_index
-from refimpl_book import evidence, html, modules, notes, operations, sources
+from refimpl_book import (
+    api,
+    evidence,
+    html,
+    modules,
+    notes,
+    operations,
+    search,
+    social,
+    sources,
+    theme,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -170,3 +182,92 @@ def test_every_room_has_its_reference_pages():
     assert len(names) == len(set(names))
     assert {"refimpl", "refimpl.checks", "refimpl.golden", "refimpl.chapter.claims"} <= set(names)
     assert not [name for name in names if re.match(r"refimpl\.catalogue\.", name)]
+
+
+@pytest.mark.parametrize(
+    ("british", "american"),
+    [
+        ("neighbouring", "neighboring"),
+        ("quantisation", "quantization"),
+        ("normalisations", "normalizations"),
+        ("analysed", "analyzed"),
+        ("centre", "center"),
+        ("metres", "meters"),
+        ("greyscale", "grayscale"),
+        ("modelling", "modeling"),
+        ("licence", "license"),
+        ("artefacts", "artifacts"),
+        ("tumours", "tumors"),
+    ],
+)
+def test_both_spellings_are_one_word_of_the_index(british, american):
+    words = search.English({})
+    assert words.stem(british) == words.stem(american.capitalize())
+
+
+@pytest.mark.parametrize("word", ["hour", "four", "basis", "noise", "genre", "called", "size"])
+def test_other_words_stay(word):
+    assert search.american(word) == word
+
+
+@pytest.mark.parametrize(
+    ("name", "short", "depth"),
+    [
+        ("refimpl", "refimpl", 0),
+        ("refimpl.layers", "layers", 0),
+        ("refimpl.papers.convit", "papers.convit", 0),
+        ("refimpl.lab.measure.timing", "timing", 2),
+    ],
+)
+def test_modules_have_short_names_in_the_tree(name, short, depth):
+    assert modules.short_name(name) == (short, depth)
+
+
+def test_what_is_given_on_is_found_where_it_is_written():
+    assert modules.home("refimpl.lab.measure.compare") == ("refimpl.lab.measure.timing", "compare")
+    given = modules.given_on("refimpl.lab.measure")
+    assert "compare" in given["refimpl.lab.measure.timing"]
+
+
+def test_uses_are_read_from_a_notebook_s_cells(tmp_path):
+    cells = [
+        "%pip install x\nif True:\n    !ls\nfrom refimpl import lab, viz",
+        "from refimpl.layers import ConvNorm\nlab.measure.compare(1)",
+    ]
+    text = {"cells": [{"cell_type": "code", "source": [cell]} for cell in cells]}
+    notebook = tmp_path / "a.ipynb"
+    notebook.write_text(json.dumps(text), encoding="utf-8")
+    assert modules.uses(notebook) == {"refimpl.layers", "refimpl.lab.measure.timing"}
+
+
+def test_every_paper_is_used_in_its_chapter():
+    for paper in filter(lambda paper: sources.written(paper.stem), sources.papers()):
+        assert paper.stem in modules.used_in()[f"refimpl.papers.{paper.stem}"]
+
+
+def test_arguments_become_a_list():
+    text = "What it does.\n\nx: (b, n), of\ntwo lines; y, z: floats.\n\nNote: stays; w: not a name."
+    assert api.list_arguments(text, {"x", "y", "z"}) == (
+        "What it does.\n\n- `x`: (b, n), of\ntwo lines\n- `y`, `z`: floats.\n\n"
+        "Note: stays; w: not a name."
+    )
+
+
+def test_written_tables_know_their_columns():
+    table = '<table class="table"><thead><tr><th>A</th><th>B</th></tr></thead><tbody><tr>'
+    made = theme.with_labels(re.match(".*", f"{table}<td>1</td><td>2</td></tr></tbody></table>"))
+    assert '<td data-label="B" role="cell">2</td>' in made and 'class="table cards written"' in made
+
+
+def test_an_address_brings_where_to_report_and_to_cite(monkeypatch):
+    assert "url" not in sources.citation() or not sources.placeholder()
+    monkeypatch.setattr(sources, "repository", lambda: "https://github.com/someone/elsewhere")
+    assert not sources.placeholder()
+    address = theme.problem_address("notebooks/convit")
+    assert address.startswith("https://github.com/someone/elsewhere/issues/new?title=notebooks/")
+
+
+def test_descriptions_are_short_and_whole():
+    assert social.description("notebooks/efficientvit", None).startswith("One attention layer")
+    assert social.short("word " * 100).endswith("word…")
+    assert len(social.short("word " * 100)) <= social.LONGEST

@@ -14,6 +14,7 @@ import yaml
 import address
 import contents
 import readme
+import refimpl
 
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
 
@@ -169,6 +170,11 @@ def test_one_address():
         ):
             assert other == f"{owner}.github.io/{name}", path
     assert f"github.com/{repo}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_citation_names_the_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"]
+    assert cited == refimpl.__version__
 
 
 def test_the_address_can_be_changed_and_changed_back(tmp_path):

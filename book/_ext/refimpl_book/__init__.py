@@ -4,6 +4,7 @@
 `speed`, `operations` and `atlas` hold the directives, `api` the reference pages. `reading` arranges
 a chapter's page, out of what `cells` makes of its cells. `theme` says what each page gets and what
 is taken away from it, `pictures` gives figures their place, `dark` draws those of the dark theme.
+`search` makes both spellings one word, `social` describes a page to others.
 Nothing here asks a network for anything.
 """
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))  # the checkout's refimpl, whether or not it is installed
 
 
-EVERYWHERE = ("katex", "theme", "pictures", "dark", "search")
+EVERYWHERE = ("katex", "theme", "pictures", "dark", "search", "social")
 CHAPTERS = ("reading", "notation")
 PAGES = ("api", "pages", "landing", "ledger", "evidence", "speed", "operations", "atlas")
 

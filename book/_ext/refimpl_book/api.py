@@ -5,6 +5,7 @@ Docstrings are read as Markdown, as the house writes them.
 
 from __future__ import annotations
 
+import inspect
 import re
 
 from docutils import nodes
@@ -25,7 +26,7 @@ PAGE = """# `{name}`
    :members:
    :ignore-module-all:
    :member-order: bysource
-```
+{given}```
 """
 
 
@@ -38,7 +39,8 @@ def write_pages() -> None:
         shown = f"`{file}`"
         if not sources.placeholder():
             shown = f"[{file}]({sources.source_link(file)})"
-        text = PAGE.format(name=name, file=shown)
+        facts = " · ".join(filter(None, [shown, chapters_of(name)]))
+        text = PAGE.format(name=name, file=facts, given=given(name))
         wanted[f"{name}.md"] = text
     for old in PAGES.glob("refimpl*.md"):
         if old.name not in wanted:
@@ -47,6 +49,60 @@ def write_pages() -> None:
         page = PAGES / name
         if not page.exists() or page.read_text(encoding="utf-8") != text:
             page.write_text(text, encoding="utf-8")
+
+
+def chapters_of(name: str) -> str:
+    """The chapters that use a module, in the book's order, as links."""
+    stems = modules.used_in().get(name, [])
+    links = [
+        f"{{doc}}`{paper.name} </notebooks/{paper.stem}>`"
+        for paper in sources.papers()
+        if paper.stem in stems
+    ]
+    return f"used in {', '.join(links)}" if links else ""
+
+
+def given(name: str) -> str:
+    """What a room gives on from its files, as a list of links."""
+    lines = []
+    for module, names in modules.given_on(name).items():
+        links = [f":py:obj:`~{module}.{part}`" for part in names if part]
+        page = f":py:mod:`{module}`"
+        lines.append(f"- {page}: {', '.join(links)}" if links else f"- {page}")
+    return "\n".join(["", ".. rubric:: Also given here", "", *lines, ""]) if lines else ""
+
+
+ARGUMENT = r"[*`]*[A-Za-z_]\w*`?"
+ARGUMENTS = rf"{ARGUMENT}(?:, {ARGUMENT})*: "
+
+
+def list_arguments(text: str, names: set[str]) -> str:
+    """Paragraphs of the form `x: what it is; y, z: what they are` become lists."""
+
+    def is_list(paragraph: str) -> bool:
+        found = re.match(ARGUMENTS, paragraph)
+        return bool(found) and set(re.findall(r"\w+", found[0])) <= names
+
+    def as_list(paragraph: str) -> str:
+        items = re.split(rf";\s+(?={ARGUMENTS})", paragraph)
+        lines = []
+        for item in items:
+            argument, _, what = item.partition(": ")
+            shown = ", ".join(f"`{name}`" for name in re.findall(r"\w+", argument))
+            lines.append(f"- {shown}: {what.strip()}")
+        return "\n".join(lines)
+
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(as_list(p) if is_list(p) else p for p in paragraphs)
+
+
+def parameters(obj) -> set[str]:
+    """Names of what a function or a class takes, and of its annotated fields."""
+    try:
+        found = set(inspect.signature(obj).parameters)
+    except (TypeError, ValueError):
+        return set()
+    return found | set(getattr(obj, "__annotations__", {}))
 
 
 def as_markdown(app, what, name, obj, options, lines):
@@ -59,7 +115,7 @@ def as_markdown(app, what, name, obj, options, lines):
         lambda m: f"```python\n{m[0].rstrip()}\n```\n",
         text,
     )
-    shown = html.markdown(text)
+    shown = html.markdown(list_arguments(text, parameters(obj)))
     lines[:] = [".. raw:: html", "", *(f"   {line}" for line in shown.splitlines()), ""]
 
 
@@ -101,5 +157,6 @@ def setup(app):
     app.config.autodoc_typehints = "signature"
     app.config.autodoc_inherit_docstrings = False
     app.config.autodoc_preserve_defaults = True
+    app.config.python_maximum_signature_line_length = 88
     app.config.add_module_names = False
     app.config.nitpick_ignore_regex = [("py:.*", ".*")]

@@ -45,6 +45,11 @@ def link(url: str, text: str) -> str:
     return f'<a href="{escape(url)}">{text}</a>'
 
 
+def breakable(name: str) -> str:
+    """A dotted name that breaks after its dots and nowhere else."""
+    return escape(name).replace(".", ".<wbr>")
+
+
 def code_link(path: str, text: str) -> str:
     """Code that stands in the repository, linked where the repository has an address."""
     code = f"<code>{escape(text)}</code>"

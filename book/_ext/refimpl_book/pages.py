@@ -76,7 +76,7 @@ class ApiIndex(Page):
     def room(self, room: str, names: list[str]) -> nodes.section:
         rows = []
         for name in names:
-            link = html.link(self.to(f"book/api/{name}"), f"<code>{name}</code>")
+            link = html.link(self.to(f"book/api/{name}"), f"<code>{html.breakable(name)}</code>")
             rows.append((link, html.inline(modules.summary(name))))
         title = modules.ROOMS.get(room, room.capitalize())
         made = html.table(("Module", "What it holds"), rows, f"Modules: {title}", wide=(1,))

@@ -48,7 +48,9 @@ Stemmer = function () {
   this.stemWord = (word) => plain.stemWord(american(word));
 };
 """
-BLOCK = re.compile(r"(</(?:h\d|p|li|dt|dd|td|th|div|summary|option|caption|figcaption)>|<br>)(?=\S)")
+BLOCK = re.compile(
+    r"(</(?:h\d|p|li|dt|dd|td|th|div|summary|option|caption|figcaption)>|<br>)(?=\S)"
+)
 
 
 def american(word: str) -> str:

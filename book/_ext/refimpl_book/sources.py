@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import yaml
+
 from refimpl import catalogue, model_index
 from refimpl.catalogue import Claim, Difference, Paper
 from refimpl_book import ROOT
@@ -54,6 +56,18 @@ def published() -> str:
     """Where GitHub Pages serves the book."""
     owner, name = repository().split("/")[-2:]
     return f"https://{owner}.github.io/{name}/"
+
+
+@cache
+def citation() -> str:
+    """How to cite the book: `CITATION.cff` as BibTeX, without an address that is nobody's."""
+    known = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    authors = " and ".join(f"{{{author['name']}}}" for author in known["authors"])
+    lines = [f"title = {{{known['title']}}}", f"author = {{{authors}}}"]
+    lines.append(f"version = {{{known['version']}}}")
+    if not placeholder():
+        lines.append(f"url = {{{known['url']}}}")
+    return "@software{refimpl,\n  " + ",\n  ".join(lines) + "\n}"
 
 
 # -- the catalogue

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import re
+import shutil
 from pathlib import Path
+from urllib.parse import quote
 
 from bs4 import BeautifulSoup, Tag
 from docutils import nodes
 
-from refimpl_book import ROOT, html, icons, sources
+from refimpl_book import ROOT, html, icons, modules, sources
 
 UNWANTED = ("thebe", "mathjax")
+WRITTEN_TABLE = re.compile(r'<table class="table">.*?</table>', re.S)
 REPAIRS = {  # what the theme, docutils and MyST-NB write -> what a screen reader can use
     '<summary aria-label="Toggle hidden content">': "<summary>",
     '<div role="list" class="citation-list">': '<div class="citation-list">',
@@ -28,6 +32,10 @@ def configure(app, config):
         options |= {"use_repository_button": False, "use_issues_button": False}
         options |= {"use_source_button": False, "launch_buttons": {}}
         config.html_theme_options = options
+    options = dict(config.html_theme_options)
+    options["article_header_start"] = ["toggle-primary-sidebar.html", "header-home.html"]
+    options["footer_content_items"] = ["footer-book.html"]
+    config.html_theme_options = options
     own = sorted((ROOT / "book" / "references").glob("*.bib"))  # of one chapter each
     config.bibtex_bibfiles += [str(path.relative_to(ROOT)) for path in own]
 
@@ -42,9 +50,41 @@ def finish_page(app, pagename, templatename, context, doctree):
     body = context.get("body", "")
     for found, instead in REPAIRS.items():
         body = body.replace(found, instead)
-    context["body"] = body
+    context["body"] = WRITTEN_TABLE.sub(with_labels, body)
+    context["citation"] = sources.citation()
+    if not sources.placeholder():
+        context["problem_address"] = problem_address(pagename)
     if context.get("display_toc"):  # its place is kept free before it arrives
         context["metatags"] = f"{context.get('metatags', '')}<style>:root{{--toc: 12rem}}</style>"
+
+
+def with_labels(table: re.Match) -> str:
+    """A table that stands in a text, ready to fold on a phone: every cell knows its column.
+
+    Roles are said, because cells that are no longer laid out as a table lose theirs.
+    """
+    tree = BeautifulSoup(table[0], "html.parser")
+    heads = [head.get_text(" ", strip=True) for head in tree.select("thead th")]
+    if len(heads) < 2:
+        return table[0]
+    tree.table["class"] = [*tree.table["class"], "cards", "written"]
+    roles = {"table": "table", "thead": "rowgroup", "tbody": "rowgroup", "tr": "row"}
+    roles |= {"th": "columnheader", "td": "cell"}
+    for tag in tree.find_all(list(roles)):
+        tag["role"] = roles[tag.name]
+    for head in tree.select("tbody th"):
+        head["role"] = "rowheader"
+    for row in tree.select("tbody tr"):
+        for head, cell in zip(heads, row.find_all(["th", "td"]), strict=False):
+            cell["data-label"] = head
+            if not cell.get_text(strip=True) and not cell.img:
+                cell["class"] = [*cell.get("class", []), "nothing"]
+    return str(tree)
+
+
+def problem_address(pagename: str) -> str:
+    """Where a reader says that something on a page is wrong."""
+    return f"{sources.repository()}/issues/new?title={quote(f'{pagename}: ')}"
 
 
 def is_wanted(file) -> bool:
@@ -70,10 +110,13 @@ def named_tree(generate, pagename: str, pathto):
     def name_part(tree: BeautifulSoup, item: Tag) -> None:
         link = item.find("a")
         docname = docname_of(link["href"])
-        for chapter in item.select("li.toctree-l2 > a"):
-            stem = docname_of(chapter["href"]).removeprefix("notebooks/")
+        for page in item.select("li.toctree-l2 > a"):
+            stem = docname_of(page["href"]).removeprefix("notebooks/")
             if stem in names:
-                chapter.string = names[stem]
+                page.string = names[stem]
+            elif stem.startswith("book/api/refimpl"):
+                page.string, depth = modules.short_name(stem.removeprefix("book/api/"))
+                page["class"] = [*page["class"], "module", f"below-{depth}"]
         key = docname.removeprefix("book/parts/")
         if key in sources.parts():
             add_planned(tree, item, key)
@@ -150,6 +193,24 @@ def front_door(app, exception):
     (folder / ".nojekyll").touch()  # else Pages leaves out folders that begin with an underscore
 
 
+def put_licence(app):
+    """The licence as a file of the book, which the footer links to."""
+    folder = Path(app.doctreedir) / "static"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "LICENSE", folder / "LICENSE.txt")
+
+
+def light_without_script(app, exception):
+    """The theme names a page's colours by script; one that is read without has the light ones."""
+    if exception or app.builder.format != "html":
+        return
+    for page in Path(app.outdir).rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        lit = re.sub(r'(<html[^>]*) data-theme="auto"', r'\1 data-theme="light"', text, count=1)
+        if lit != text:
+            page.write_text(lit, encoding="utf-8")
+
+
 def say_placeholder(app, exception):
     """Tell the console what a book without an address leaves out."""
     if not exception and sources.placeholder():
@@ -182,7 +243,10 @@ def setup(app):
     app.connect("doctree-read", headless_tables)
     app.connect("doctree-read", evidence_dates)
     app.connect("html-page-context", finish_page, priority=900)
+    app.connect("builder-inited", put_licence)
     app.connect("build-finished", front_door)
+    app.connect("build-finished", light_without_script)
     app.connect("build-finished", say_placeholder)
     app.add_js_file("pages.js", loading_method="defer")
     app.add_css_file("pages.css", priority=900)
+    app.add_css_file("site.css", priority=910)
