@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -271,3 +272,33 @@ def test_descriptions_are_short_and_whole():
     assert social.description("notebooks/efficientvit", None).startswith("One attention layer")
     assert social.short("word " * 100).endswith("word…")
     assert len(social.short("word " * 100)) <= social.LONGEST
+
+
+def test_with_an_address_every_page_has_a_card(tmp_path, monkeypatch):
+    pytest.importorskip("sphinxext.opengraph", reason="needs the extra 'book'")
+    from PIL import Image
+    from sphinx.application import Sphinx
+
+    monkeypatch.setattr(sources, "repository", lambda: "https://github.com/someone/elsewhere")
+    (tmp_path / "book" / "_static").mkdir(parents=True)
+    shutil.copy(ROOT / social.CARDS["image"], tmp_path / social.CARDS["image"])
+    text = "A page\n======\n\nA sentence of some length, long enough to describe a page.\n"
+    (tmp_path / "index.rst").write_text(text, encoding="utf-8")
+    app = Sphinx(
+        srcdir=tmp_path,
+        confdir=None,
+        outdir=tmp_path / "out",
+        doctreedir=tmp_path / "trees",
+        buildername="html",
+        confoverrides={"extensions": ["refimpl_book.social"]},
+        status=None,
+        warningiserror=True,
+    )
+    app.build()
+    made = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    home = "https://someone.github.io/elsewhere/"
+    (card,) = re.findall(rf'property="og:image" content="{home}(.*?)"', made)
+    assert Image.open(tmp_path / "out" / card).size == (1146, 600)
+    assert made.count('name="description"') == 1
+    assert 'property="og:description" content="A sentence of some length' in made
+    assert f'property="og:url" content="{home}index.html"' in made

@@ -13,17 +13,21 @@ from docutils import nodes
 from refimpl_book import html, modules, sources
 
 LONGEST = 200
+GENERATED = {  # pages that Sphinx makes
+    "genindex": "Every class, function and term of the book in alphabetical order.",
+    "py-modindex": "Every module of the package in alphabetical order.",
+    "search": "Search chapters, planned papers, notation and reference.",
+}
 CARDS = {
     "image": "book/_static/card.png",
     "image_mini": "book/_static/card.png",
     "line_color": "#1c5d8c",
-    "text_color": "#22272e",
 }
 
 
 def describe(app, pagename, templatename, context, doctree):
     """The page's description, for search engines and for the card."""
-    text = short(description(pagename, doctree) or f"{context['title']} of this book.")
+    text = short(description(pagename, doctree) or GENERATED.get(pagename, pagename))
     tag = f'<meta name="description" content="{html.escape(text)}">'
     context["metatags"] = f"{context.get('metatags', '')}{tag}\n"
     if doctree is not None:
