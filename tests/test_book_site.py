@@ -163,8 +163,6 @@ QUERIES = {  # what is typed -> what comes first
     "nearest neighbor": "notebooks/leanvec.html",
     "tinyvit": "book/parts/learning.html#tinyvit",
     "Dilated Neighbourhood Attention": "book/parts/work.html#medvitv2",
-    "bit serial": "",
-    "dequantisation": "",
     "fold_neighbours": "book/api/refimpl.deploy.html#refimpl.deploy.fold_neighbours",
 }
 

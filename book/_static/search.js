@@ -13,6 +13,16 @@
     return page === "book/notation" ? 2 : 1;
   }
 
+  /** The glossary's entries are found under their page's name; here under their own. */
+  function named(result) {
+    const [page, title, anchor, description] = result;
+    if (page !== "book/notation" || !anchor.startsWith("#term-") || description) return result;
+    const { docnames, indexentries } = Search._index;
+    const here = ([file, id]) => docnames[file] === page && `#${id}` === anchor;
+    const entry = Object.entries(indexentries).find(([, places]) => places.some(here));
+    return entry ? result.with(1, `${entry[0]} · ${title}`) : result;
+  }
+
   const perform = Search._performSearch;
   Search._performSearch = (query, terms, excluded, marked, names) => {
     const found = new Map(); // one result for each place, under the name of the thing where it has one
@@ -25,13 +35,13 @@
       const place = result[0] + result[2];
       if (!found.has(place) || (result[3] && !found.get(place)[3])) found.set(place, result);
     }
-    return [...found.values()].sort((a, b) => kindOf(a) - kindOf(b) || b[4] - a[4]).reverse();
+    return [...found.values()].map(named).sort((a, b) => kindOf(a) - kindOf(b) || b[4] - a[4]).reverse();
   };
 
   /** The sentence of a page that holds most of the searched words, from its first letter. */
   Search.makeSearchSummary = (text, keywords, anchor) => {
     const page = new DOMParser().parseFromString(text, "text/html");
-    const target = anchor && page.getElementById(decodeURIComponent(anchor.slice(1)));
+    const target = anchor ? page.getElementById(decodeURIComponent(anchor.slice(1))) : null;
     const place = (target?.matches("dt") ? target.nextElementSibling : target) || page.querySelector("article");
     place.querySelectorAll(NOISE).forEach((element) => element.remove());
     const stemmer = new Stemmer();
