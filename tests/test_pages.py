@@ -260,6 +260,13 @@ def test_written_tables_know_their_columns():
     assert '<td data-label="B" role="cell">2</td>' in made and 'class="table cards written"' in made
 
 
+def test_a_long_signature_is_no_list_of_meanings():
+    signature = '<dt class="sig py">f(<dl><dd><em>x</em>,</dd></dl>)</dt>'
+    made = theme.SIGNATURE.sub(theme.with_lines, f"{signature}<dd>kept</dd>")
+    assert "<dl>" not in made and '<span class="sig-dd"><em>x</em>,</span>' in made
+    assert made.endswith("</dt><dd>kept</dd>")
+
+
 def test_an_address_brings_where_to_report_and_to_cite(monkeypatch):
     assert "url" not in sources.citation() or not sources.placeholder()
     monkeypatch.setattr(sources, "repository", lambda: "https://github.com/someone/elsewhere")

@@ -15,6 +15,7 @@ from docutils import nodes
 from refimpl_book import ROOT, html, icons, modules, sources
 
 UNWANTED = ("thebe", "mathjax")
+SIGNATURE = re.compile(r'<dt class="sig.*?</dt>', re.S)
 WRITTEN_TABLE = re.compile(r'<table class="table">.*?</table>', re.S)
 REPAIRS = {  # what the theme, docutils and MyST-NB write -> what a screen reader can use
     '<summary aria-label="Toggle hidden content">': "<summary>",
@@ -50,12 +51,19 @@ def finish_page(app, pagename, templatename, context, doctree):
     body = context.get("body", "")
     for found, instead in REPAIRS.items():
         body = body.replace(found, instead)
+    body = SIGNATURE.sub(with_lines, body)
     context["body"] = WRITTEN_TABLE.sub(with_labels, body)
     context["citation"] = sources.citation()
     if not sources.placeholder():
         context["problem_address"] = problem_address(pagename)
     if context.get("display_toc"):  # its place is kept free before it arrives
         context["metatags"] = f"{context.get('metatags', '')}<style>:root{{--toc: 12rem}}</style>"
+
+
+def with_lines(signature: re.Match) -> str:
+    """The lines of a long signature as lines: Sphinx writes a list of meanings without terms."""
+    text = re.sub(r"<(dl|dd)>", r'<span class="sig-\1">', signature[0])
+    return re.sub(r"</(dl|dd)>", "</span>", text)
 
 
 def with_labels(table: re.Match) -> str:
