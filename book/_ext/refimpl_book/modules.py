@@ -52,6 +52,7 @@ def is_public(name: str) -> bool:
     return not re.fullmatch(r"refimpl\.(catalogue\.\w+|kernels\.\w+\.\w+)", name)
 
 
+@cache
 def modules() -> list[str]:
     """Names of all public modules, `refimpl` first, rooms before what they hold."""
     names = []
@@ -76,6 +77,7 @@ def rooms() -> dict[str, list[str]]:
     return {room: names for room, names in found.items() if names}
 
 
+@cache
 def short_name(name: str) -> tuple[str, int]:
     """A module below the nearest page above it, and how many pages are above: for the tree.
 
