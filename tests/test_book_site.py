@@ -146,7 +146,6 @@ SPELLINGS = [
     ("optimisation", "optimization"),
     ("centre", "center"),
     ("grey", "gray"),
-    ("behaviour", "behavior"),
     ("labelled", "labeled"),
 ]
 
