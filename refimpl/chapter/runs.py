@@ -33,7 +33,12 @@ Score = Callable[[nn.Module], float]
 
 
 def recorded(
-    name: str, build: Build, train: Train, score: Score, tolerance: float = 0.01
+    name: str,
+    build: Build,
+    train: Train,
+    score: Score,
+    tolerance: float = 0.01,
+    quiet: bool = False,
 ) -> nn.Module:
     """The network that `train(build())` gave when the chapter was recorded, in evaluation mode.
 
@@ -46,6 +51,7 @@ def recorded(
     train: trains it in place and returns its `lab.train.History`, or the number of steps.
     score: measures it, in evaluation mode; neither it nor `train` may depend on the chapter's seed.
     tolerance: by how much a score may differ from its record, in the score's own unit.
+    quiet: without the line, where the chapter tells of several runs in one sentence.
 
     The global random state is left as it was. Raises `ValueError` where nothing is recorded, where
     the network has changed since, or where the score differs from the record.
@@ -68,6 +74,8 @@ def recorded(
             f" {run['score']:.4g} ± {run['tolerance']:g}: the network, the data or the score has"
             f" changed since; {command(stem)} trains it again"
         )
+    if quiet:
+        return net
     show.say(
         f"`{name}` was trained earlier: {run['steps']:,} steps in {run['seconds']:.0f} s, score"
         f" {run['score']:.4g}, on {run['date']}; {command(stem)} repeats it."
