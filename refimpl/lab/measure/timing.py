@@ -109,9 +109,11 @@ def compare(
     seconds: dict[str, list[float]] = {name: [] for name in timers}
     calls = {}
     with torch.no_grad():
-        for name, timer in timers.items():
-            timer.timeit(1)  # the first call allocates and picks kernels
-            calls[name] = max(1, round(min_time / max(timer.timeit(1).median, 1e-9)))
+        for name, call in candidates.items():
+            call()  # the first call allocates and picks kernels
+            start = clock()
+            call()
+            calls[name] = max(1, round(min_time / max(clock() - start, 1e-9)))
         for i in range(rounds):
             for name in timers if i % 2 == 0 else reversed(timers):
                 seconds[name].append(timers[name].timeit(calls[name]).median)
