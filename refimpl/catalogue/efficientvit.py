@@ -80,8 +80,7 @@ PAPER = Paper(
             # gain: excess of heads with slices side by side less that of the same slices in
             # cascade, the mean over seeds; 0.1 and lead as in the claim before.
             rule=(
-                "supports if gain > 0.1 and lead > 0.02; "
-                "contradicts if gain < -0.1 and lead > 0.02"
+                "supports if gain > 0.1 and lead > 0.02; contradicts if gain < -0.1 and lead > 0.02"
             ),
         ),
         Claim(
