@@ -161,7 +161,7 @@ def check_narrow(browser) -> None:
     small = browser.run(
         """const least = (image) =>
              parseFloat(getComputedStyle(image).getPropertyValue('--least') || 0);
-           return [...document.querySelectorAll('article .cell_output img')]
+           return [...document.querySelectorAll('article :is(.cell_output, .atlas-row) img')]
              .filter((image) => image.checkVisibility())
              .filter((image) => image.getBoundingClientRect().width < least(image) - 1)
              .map((image) => image.getAttribute('src'))"""

@@ -121,7 +121,7 @@ class Cards {
 const cards = document.getElementById("cards");
 if (cards) { const shown = new Cards(cards); addEventListener("scroll", () => shown.hide(), { passive: true }); }
 
-const SCROLLERS = "div.equations, .bd-article pre, .cell_output, .output, .pst-scrollable-table-container, .table-box, div.math, figure.chapter-figure";
+const SCROLLERS = "div.equations, .bd-article pre, .cell_output, .output, .pst-scrollable-table-container, .table-box, div.math, figure.chapter-figure, figure.atlas-row";
 
 /** What a scrolling box is called. */
 function nameOf(box) {

@@ -20,6 +20,7 @@ from refimpl.chapter.atlas import OCTAVES, PHOTOS
 from refimpl.lab import data
 from refimpl.viz import charts
 from refimpl_book import html, pages, sources
+from refimpl_book.pictures import SMALLEST
 
 BUDGET = 500_000  # bytes for all figures of one atlas; tests/test_book.py allows a page 600,000
 
@@ -116,7 +117,7 @@ class Atlas(pages.Page):
         width, height = Image.open(io.BytesIO(row.figure)).size
         image = (
             f'<img src="{light}" alt="{html.escape(row.alt)}" width="{width}" height="{height}"'
-            ' loading="lazy">'
+            f' style="--least: {round(SMALLEST[".png"] * width)}px" loading="lazy">'
         )
         caption = f"<strong>{row.title}</strong>, {row.state}. {self.caption(row.record)}"
         return (
