@@ -323,6 +323,13 @@ def test_features_head_gradients_and_fused_form(kind):
     models.assert_fused_is_equal(model.eval(), images)
 
 
+@pytest.mark.parametrize("name", ["stvit_deit_base", "stvit_r_swin_base"])
+def test_fused_models_of_base_size_are_equal(name):
+    """What the chapter leaves to this test, as they are too large to fill in passing."""
+    model = models.lively(refimpl.create_model(name, num_classes=7))
+    models.assert_fused_is_equal(model, torch.randn(1, 3, 224, 224))
+
+
 def test_recorded_maps_lie_on_the_image():
     model = models.lively(STViTR(**SMALL_R | dict(img_size=64)))
     images = torch.randn(2, 3, 64, 64)
