@@ -201,23 +201,17 @@ def kept(m: attention.Map, layer: int) -> dict:
     times = weights * weights.shape[-1]  # an even look
     keys = list(m.grid)
     while max(keys) > KEPT_GRID:
-        times = pooled(times, keys)
-        times = pooled(times.transpose(1, 2), keys).transpose(1, 2)
+        times = attention.pooled(times, keys)
+        times = attention.pooled(times.transpose(1, 2), keys).transpose(1, 2)
         keys = [-(-n // 2) for n in keys]
     asks = list(keys)
     while max(asks) > KEPT_GRID // 2:
-        times = pooled(times.transpose(1, 2), asks).transpose(1, 2)
+        times = attention.pooled(times.transpose(1, 2), asks).transpose(1, 2)
         asks = [-(-n // 2) for n in asks]
     octaves = octaves_of(times)
     codes = (8 + 8 * octaves / OCTAVES).round().clamp(0, 15).byte()
     text = base64.b64encode(zlib.compress(codes.contiguous().numpy().tobytes(), 9)).decode()
     return {"layer": layer, "heads": len(weights), "keys": keys, "asks": asks, "codes": text}
-
-
-def pooled(maps: Tensor, grid: Sequence[int]) -> Tensor:
-    """Means over 2 × 2 places of the last axis, which is a grid: (…, h·w) -> (…, ⌈h/2⌉·⌈w/2⌉)."""
-    tiles = F.avg_pool2d(maps.unflatten(-1, grid), 2, ceil_mode=True, count_include_pad=False)
-    return tiles.flatten(-2)
 
 
 def octaves_of(times: Tensor) -> Tensor:

@@ -146,5 +146,6 @@ def coarse(
 
 
 def pooled(weights: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Means over 2 × 2 positions of the last axis, rows · columns long: a quarter is left."""
-    return F.avg_pool2d(weights.unflatten(-1, grid), 2).flatten(-2)
+    """Means over 2 × 2 positions of the last axis, rows · columns long; odd sides round up."""
+    tiles = F.avg_pool2d(weights.unflatten(-1, grid), 2, ceil_mode=True, count_include_pad=False)
+    return tiles.flatten(-2)
