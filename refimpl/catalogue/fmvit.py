@@ -108,7 +108,8 @@ PAPER = Paper(
             reported="the premise, from the literature that the paper builds on",
             kind="miniature",
             # attention, convolution: share of energy beyond half of Nyquist's frequency in what a
-            # path gives, over that in what it is fed; the mean over recorded nets on photographs.
+            # path gives, over that in what it is fed; the mean over paths of a recorded net on
+            # pictures of clothes.
             rule=(
                 "supports if attention < 0.8 and convolution > attention + 0.2; contradicts if "
                 "attention > 1 or convolution < attention"
