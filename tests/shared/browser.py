@@ -240,7 +240,10 @@ class Browser:
         )
 
     def thin(self) -> None:
-        """Keep three of each kind of code token and of formula: equal class, equal roles."""
+        """Keep three of each kind of code token, formula, icon and entry of the sidebar.
+
+        Equal class, equal roles: axe needs time for every element.
+        """
         self.opened = None
         self.run(
             """const seen = {}, often = (key) => (seen[key] = (seen[key] ?? 0) + 1) > 3;
@@ -251,6 +254,13 @@ class Browser:
                    token.replaceWith(...token.childNodes);
                for (const formula of document.querySelectorAll('.katex-html'))
                  if (often(place(formula))) formula.replaceChildren();
+               for (const formula of document.querySelectorAll('.katex-mathml'))
+                 if (often(`mathml ${place(formula)}`)) formula.replaceChildren();
+               for (const icon of document.querySelectorAll('svg[aria-hidden=true], button svg'))
+                 if (often(`icon ${icon.parentElement.className}`))
+                   icon.replaceChildren(...icon.querySelectorAll('title'));
+               for (const entry of document.querySelectorAll('.bd-sidebar-primary li'))
+                 if (often(`entry ${entry.className}`)) entry.remove();
                document.querySelectorAll('pre').forEach((pre) => pre.normalize());"""
         )
 
