@@ -6,6 +6,7 @@ with one block a stage and small images; with `--all-variants` every variant at 
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from shared import models
 
 SIDES = (64, 96, 128, 224)  # pixels: the first that a model can be built for
 CLASSES = 10
+ALSO = ("efficientnet_b0",)  # gates and another padding; the smallest, lite0, has neither
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,10 @@ def pytest_generate_tests(metafunc):
     """`model`: a stem, whose smallest model is taken, or with `--all-variants` a model's name."""
     every = metafunc.config.getoption("all_variants")
     if "model" in metafunc.fixturenames:
-        metafunc.parametrize("model", refimpl.list_models() if every else models.families())
+        names = refimpl.list_models() if every else [*models.families(), *ALSO]
+        metafunc.parametrize("model", names)
     if "step" in metafunc.fixturenames:
-        steps = models.NEXT_STEPS + models.SLOW_STEPS * every
+        steps = models.NEXT_STEPS + models.MORE_STEPS + models.SLOW_STEPS * every
         metafunc.parametrize("step", steps, ids=lambda step: step.__name__)
 
 
@@ -63,8 +66,8 @@ def options(model: str) -> dict:
     stem, name = named(model)
     if stem in OTHERS:
         return OTHERS[stem].small
-    shallow = one_block_a_stage(name) if model == stem else {}
-    for depths in (shallow, {}):
+    short = model == stem or model in ALSO
+    for depths in (*(few_blocks(name) if short else []), {}):
         for side in SIDES:
             small = dict(img_size=side, num_classes=CLASSES) | depths
             try:
@@ -75,20 +78,19 @@ def options(model: str) -> dict:
     pytest.fail(f"{name} takes images of none of {SIDES} pixels; if it takes none, say in OTHERS")
 
 
-def one_block_a_stage(name: str) -> dict:
-    """The same model with fewer blocks, as its constructor counts them."""
-    module, variant = refimpl.model_index()[name]
-    kind = inspect.signature(type(models.on_meta(name)).__init__).parameters
-    module = __import__(module, fromlist=["VARIANTS"])
-    given = {key: p.default for key, p in kind.items()} | module.VARIANTS[variant]
+def few_blocks(name: str) -> list[dict]:
+    """Arguments for the same model with fewer blocks, as its constructor counts them."""
+    path, variant = refimpl.model_index()[name]
+    module = importlib.import_module(path)
+    taken = inspect.signature(module.MODEL).parameters
+    given = {key: p.default for key, p in taken.items()} | module.VARIANTS[variant]
     if isinstance(given.get("depths"), tuple):
-        return {"depths": tuple(1 for _ in given["depths"])}
+        return [{"depths": tuple(1 for _ in given["depths"])}]
     if isinstance(given.get("depth"), float):
-        return {"depth": 0.5}  # half of the blocks
-    if isinstance(given.get("depth"), int):
-        few = {"local_up_to_layer": 2} if "local_up_to_layer" in given else {}
-        return {"depth": 3} | few
-    return {}
+        return [{"depth": 0.5}]  # a multiple
+    if "local_up_to_layer" in given:
+        return [{"depth": 3, "local_up_to_layer": 2}]
+    return [{"depth": 3}, {"depth": 6}]
 
 
 def build(model: str, **more) -> nn.Module:
