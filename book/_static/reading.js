@@ -148,5 +148,13 @@ focusScrollers();
 addEventListener("load", focusScrollers);
 addEventListener("resize", focusScrollers);
 
+/** Heads that a phone cuts off keep their words for screen readers and give no stop: the list above the table sorts. */
+const narrow = matchMedia("(max-width: 46em)");
+function restHeads() {
+  for (const button of document.querySelectorAll("table.cards thead button")) button.tabIndex = narrow.matches ? -1 : 0;
+}
+narrow.addEventListener("change", restHeads);
+addEventListener("load", restHeads);
+
 const refreshers = [rove("button.unfold"), rove("button.copybtn"), rove("a.term, a.claim"), rove(".matrix a.cell"), rove("div.cell details.hide > summary")];
 addEventListener("load", () => refreshers.forEach((refresh) => refresh()));
