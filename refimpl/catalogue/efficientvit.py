@@ -116,40 +116,6 @@ PAPER = Paper(
         Claim(
             id="efficientvit.7",
             statement=(
-                "Folding batch normalisation into the convolutions leaves the function unchanged."
-            ),
-            reported="used for every speed in the paper; no deviation given",
-            kind="identity",
-            # error: the largest ‖fused − plain‖ / ‖plain‖ of the logits over the six models.
-            rule="supports if error < 1e-4; contradicts if error >= 1e-4",
-        ),
-        Claim(
-            id="efficientvit.8",
-            statement=(
-                "With h heads, splitting the channels divides the multiplications of the query, "
-                "key and value projections by h and leaves the rest of attention as it was."
-            ),
-            reported="fewer parameters and FLOPs, from the layer's definition",
-            kind="identity",
-            # full, sliced: weights of these projections of M4's first layer, both ways.
-            rule="supports if full == heads * sliced; contradicts if full != heads * sliced",
-        ),
-        Claim(
-            id="efficientvit.9",
-            statement=(
-                "The six models have the published sizes and grow from M0 to M5 in multiply-adds."
-            ),
-            reported=(
-                "2.3, 3.0, 4.2, 6.9, 8.8, 12.4 M parameters; 79, 167, 201, 263, 299, 522 M "
-                "multiply-adds"
-            ),
-            kind="identity",
-            # wrong: counts that differ from the published ones after rounding, or do not grow.
-            rule="supports if wrong == 0; contradicts if wrong > 0",
-        ),
-        Claim(
-            id="efficientvit.10",
-            statement=(
                 "The cascade makes the network deeper without a parameter more: later heads "
                 "build on what earlier ones found."
             ),
@@ -161,13 +127,47 @@ PAPER = Paper(
             rule="supports if deep > 0.9 and flat < 0.5; contradicts if deep <= flat",
         ),
         Claim(
-            id="efficientvit.11",
+            id="efficientvit.8",
             statement="The cascade costs only a minor latency overhead.",
             reported="stated with the definition; no figure of its own",
             kind="miniature",
             # one, many: time of cascaded heads over that of the same slices in parallel, at
             # batch 1 and at batch 64, four heads, M3's first map, one CPU core.
             rule="supports if one < 1.1 and many < 1.1; contradicts if one > 1.25 and many > 1.25",
+        ),
+        Claim(
+            id="efficientvit.9",
+            statement=(
+                "Folding batch normalisation into the convolutions leaves the function unchanged."
+            ),
+            reported="used for every speed in the paper; no deviation given",
+            kind="identity",
+            # error: the largest ‖fused − plain‖ / ‖plain‖ of the logits over the six models.
+            rule="supports if error < 1e-4; contradicts if error >= 1e-4",
+        ),
+        Claim(
+            id="efficientvit.10",
+            statement=(
+                "With h heads, splitting the channels divides the multiplications of the query, "
+                "key and value projections by h and leaves the rest of attention as it was."
+            ),
+            reported="fewer parameters and FLOPs, from the layer's definition",
+            kind="identity",
+            # full, sliced: weights of these projections of M4's first layer, both ways.
+            rule="supports if full == heads * sliced; contradicts if full != heads * sliced",
+        ),
+        Claim(
+            id="efficientvit.11",
+            statement=(
+                "The six models have the published sizes and grow from M0 to M5 in multiply-adds."
+            ),
+            reported=(
+                "2.3, 3.0, 4.2, 6.9, 8.8, 12.4 M parameters; 79, 167, 201, 263, 299, 522 M "
+                "multiply-adds"
+            ),
+            kind="identity",
+            # wrong: counts that differ from the published ones after rounding, or do not grow.
+            rule="supports if wrong == 0; contradicts if wrong > 0",
         ),
     ),
     differences=(
