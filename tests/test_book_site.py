@@ -74,16 +74,17 @@ def crawl(book: Path) -> dict[Path, Page]:
 
 def broken(pages: dict[Path, Page]) -> list[str]:
     """Links inside the book whose file or anchor is not there."""
+    known = {file: set(page.anchors) for file, page in pages.items()}
     lost = []
     for file, page in pages.items():
-        for link in page.links:
+        for link in sorted(set(page.links)):
             url = urlsplit(link)
             if url.scheme or url.netloc or "${" in link:
                 continue
             target = (file.parent / unquote(url.path)).resolve() if url.path else file
             anchor = unquote(url.fragment)
-            known = pages[target].anchors if target in pages else []
-            if not target.exists() or (anchor and target in pages and anchor not in known):
+            missing = anchor and target in known and anchor not in known[target]
+            if missing or not target.exists():
                 lost.append(f"{file.name}: {link}")
     return lost
 
