@@ -12,6 +12,11 @@ TESTED := $(VENV)/.tested
 HTML := book/_build/html/index.html
 JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
+# In the C locale Python 3.11 can't start in a checkout whose path has other than ASCII letters:
+# it reads the path, which the editable install left in .venv, as ASCII.
+ifneq ($(filter C POSIX,$(or $(LC_ALL),$(LC_CTYPE),$(LANG),C)),)
+export LC_ALL := C.UTF-8
+endif
 
 # What the results depend on: every file that git would track; in a source archive, every file that
 # no target makes. `wildcard` leaves out what was deleted and not yet committed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -122,6 +123,30 @@ except UnicodeEncodeError:
         encoding="utf-8",
     )
     assert done.stdout.strip() == "kept", done.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, "C.UTF-8"),
+        ({"LC_ALL": "C"}, "C.UTF-8"),
+        ({"LANG": "POSIX"}, "C.UTF-8"),
+        ({"LC_ALL": "C.utf8"}, "C.utf8"),
+        ({"LANG": "de_DE.UTF-8"}, ""),
+    ],
+)
+def test_make_works_in_a_folder_with_an_umlaut(given, wanted):
+    """In the C locale Python 3.11 would not start there: see the Makefile."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "MAKE"))}
+    done = subprocess.run(
+        ["make", "--eval", 'show: ; @echo "is $$LC_ALL"', "show"],
+        cwd=ROOT,
+        env=environment | given,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.stdout.strip() == f"is {wanted}".strip(), done.stderr
 
 
 def test_the_oldest_versions_are_the_bounds_of_the_project():
