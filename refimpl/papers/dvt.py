@@ -286,10 +286,7 @@ class Denoiser(nn.Module):
 
     def forward_features(self, features: Tensor) -> Tensor:
         """Clean features: (b, h, w, feat_dim) -> (b, h, w, feat_dim)."""
-        if features.dim() != 4 or features.shape[-1] != self.feat_dim:
-            raise ValueError(
-                f"features must be (b, h, w, {self.feat_dim}), got {tuple(features.shape)}"
-            )
+        checks.shapes({"features": f"b h w {self.feat_dim}"}, features=features)
         checks.floating(features=features)
         rows, cols = features.shape[1:3]
         x = rearrange(features, "b h w c -> b (h w) c")
