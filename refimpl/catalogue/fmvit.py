@@ -87,8 +87,11 @@ PAPER = Paper(
             reported="the point of 'multiple-frequency'; the paper's tables were not at hand",
             kind="miniature",
             # least, most: of (three bands − two serial bands), in points, over three questions and
-            # all seeds, at equal width.
-            rule="supports if least > 2; contradicts if most < 1",
+            # all seeds, at equal width; headroom: oracle − two serial bands, the largest over
+            # questions, in points. Added after the numbers: without room neither verdict is fair.
+            rule=(
+                "supports if least > 2 and headroom > 2; contradicts if most < 1 and headroom > 2"
+            ),
         ),
         Claim(
             id="fmvit.6",
