@@ -106,8 +106,13 @@ def test_no_anchor_stands_twice(book):
 
 def test_the_crawler_sees_a_broken_link(tmp_path):
     here = tmp_path / "a.html"
-    here.write_text('<p id="x"><a href="#x"></a><a href="#y"></a><img src="none.png"></p>')
-    assert broken({here: Page(here.read_text())}) == ["a.html: #y", "a.html: none.png"]
+    here.write_text(
+        '<p id="x"><a href="#x"></a><a href="#y"></a><img src="none.png"></p>', encoding="utf-8"
+    )
+    assert broken({here: Page(here.read_text(encoding="utf-8"))}) == [
+        "a.html: #y",
+        "a.html: none.png",
+    ]
 
 
 @pytest.mark.parametrize("index", ["genindex", "py-modindex"])

@@ -20,7 +20,13 @@ FOLDERS = ("refimpl", "book", "tests")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 READS_OR_WRITES = ("open", "fdopen", "read_text", "write_text")
 INSTALLED = ("chapters", "test", "gpu")  # extras of the weekly run
-OTHERS = ("Image", "browser", "explorer", "execute")  # whose methods of these names are no file's
+OTHERS = (
+    "Image",
+    "browser",
+    "explorer",
+    "execute",
+    "self",
+)  # whose methods of these names are no file's
 
 
 def unnamed_encodings(source: str) -> Iterator[int]:

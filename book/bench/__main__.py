@@ -252,7 +252,7 @@ def bench_compiled(pattern: str) -> None:
     for op in [op for op in kernels.operations() if fnmatch(op, pattern)]:
         command = [sys.executable, str(script), "--ops", op, "--types", ",".join(types)]
         command += ["--targets", ",".join(map(str, TARGETS))]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8")
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         if not lines:
             print(f"{op}: nothing was compiled: {done.stderr[-300:]}")
