@@ -163,7 +163,7 @@ def test_both_spellings_find_the_same(search, british, american):
 
 QUERIES = {  # what is typed -> what comes first
     "efficientvit": "notebooks/efficientvit.html",
-    "cascaded group attention": "notebooks/",  # several chapters speak of it
+    "cascaded group attention": "notebooks/efficientvit.html",
     "state space": "notebooks/efficientvim",
     "nearest neighbor": "notebooks/leanvec.html",
     "tinyvit": "book/parts/learning.html#tinyvit",

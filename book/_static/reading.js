@@ -41,7 +41,10 @@ function runOf(button) {
 
 function unfold(button, open) {
   button.setAttribute("aria-expanded", String(open));
-  for (const cell of runOf(button)) cell.classList.toggle("unfolded", open);
+  for (const cell of runOf(button)) {
+    cell.classList.toggle("unfolded", open);
+    for (const fold of cell.querySelectorAll(":scope > details.hide")) fold.open = open; // asked for once is enough
+  }
 }
 
 for (const button of document.querySelectorAll("button.unfold")) button.addEventListener("click", () => unfold(button, button.getAttribute("aria-expanded") !== "true"));

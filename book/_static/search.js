@@ -13,6 +13,11 @@
     return page === "book/notation" ? 2 : 1;
   }
 
+  /** A paper's title leads to the top of its chapter. */
+  function ofChapter(result) {
+    return result[0].startsWith("notebooks/") && result[3] ? result.with(2, "") : result;
+  }
+
   /** The glossary's entries are found under their page's name; here under their own. */
   function named(result) {
     const [page, title, anchor, description] = result;
@@ -31,7 +36,7 @@
       const words = query.toLowerCase().replace(/\p{Letter}+/gu, spell);
       return perform(words, terms, excluded, marked, new Set([...names].map(spell))).reverse();
     });
-    for (const result of results) {
+    for (const result of results.map(ofChapter)) {
       const place = result[0] + result[2];
       if (!found.has(place) || (result[3] && !found.get(place)[3])) found.set(place, result);
     }

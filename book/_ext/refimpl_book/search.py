@@ -2,8 +2,8 @@
 
 Sphinx's own index and script stay. The language of the index gets the rules of `SPELLINGS`, in
 Python for the index and in JavaScript for what a reader types; `search.js` orders the results and
-writes their snippets. Papers are objects of a small domain, so that a planned one is a result that
-leads to its place on its part's page.
+writes their snippets. Papers are objects of a small domain, so that a chapter is found by its
+paper's title, and a planned one is a result that leads to its place on its part's page.
 """
 
 from __future__ import annotations
@@ -72,19 +72,20 @@ class English(SearchEnglish):
         return super().stem(american(word.lower()))
 
 
-class PlannedPapers(Domain):
-    """Papers without a chapter, by name and title, each at its place on its part's page."""
+class Papers(Domain):
+    """Papers by name and title: at their chapter's question, or at their place on a part's page."""
 
     name = "paper"
     label = "Paper"
-    object_types = {"planned": ObjType("planned paper")}
+    object_types = {"planned": ObjType("planned paper"), "chapter": ObjType("paper")}
 
     def get_objects(self):
         for paper in sources.papers():
-            if not sources.written(paper.stem):
-                title = f"{paper.name}: {paper.title.removeprefix(f'{paper.name}: ')}"
-                place = f"book/parts/{paper.part}"
-                yield f"paper.{paper.stem}", title, "planned", place, paper.stem, 1
+            title = f"{paper.name}: {paper.title.removeprefix(f'{paper.name}: ')}"
+            kind, place, anchor = "planned", f"book/parts/{paper.part}", paper.stem
+            if sources.written(paper.stem):
+                kind, place, anchor = "chapter", f"notebooks/{paper.stem}", "the-question"
+            yield f"paper.{paper.stem}", title, kind, place, anchor, 1
 
     def get_type_name(self, type, primary=False):
         return type.lname
@@ -108,6 +109,6 @@ def load_script(app, pagename, templatename, context, doctree):
 
 def setup(app):
     app.add_search_language(English)
-    app.add_domain(PlannedPapers)
+    app.add_domain(Papers)
     app.connect("doctree-resolved", part_words, priority=950)
     app.connect("html-page-context", load_script)
