@@ -22,6 +22,7 @@ from shared import models
 
 SIDES = (64, 96, 128, 224)  # pixels: the first that a model can be built for
 CLASSES = 10
+ROUNDING = {"efficientnet": 0.15}  # in bfloat16: the random lite0, all ReLU6, moves by 0.11
 ALSO = ("efficientnet_b0",)  # gates and another padding; the smallest, lite0, has neither
 
 
@@ -120,6 +121,9 @@ def test_outputs_depend_on_inputs(model):
 
 
 def test_next_step(model, step):
+    stem, _ = named(model)
+    if step is models.autocast_runs_everywhere and stem in ROUNDING:
+        step = partial(step, rounding=ROUNDING[stem])
     step(partial(build, model), inputs(model))
 
 

@@ -200,8 +200,11 @@ def meta_device_then_load_is_right(build: Build, images: Tensor) -> None:
         assert torch.equal(empty.eval()(images), model(images))
 
 
-def autocast_runs_everywhere(build: Build, images: Tensor) -> None:
-    """bfloat16 forward and backward in training, in evaluation and fused; float16 in evaluation."""
+def autocast_runs_everywhere(build: Build, images: Tensor, rounding: float = 0.1) -> None:
+    """bfloat16 forward and backward in training, in evaluation and fused; float16 in evaluation.
+
+    rounding: how far bfloat16 may move the outputs.
+    """
     model = build()
     with torch.no_grad():
         wanted = model(images)
@@ -211,7 +214,7 @@ def autocast_runs_everywhere(build: Build, images: Tensor) -> None:
         outputs.float().square().sum().backward()
         assert outputs.isfinite().all() and without_gradient(form) == []
         if not form.training:
-            assert error(outputs.detach().float(), wanted) < 0.15
+            assert error(outputs.detach().float(), wanted) < rounding
     model.zero_grad()
     with torch.autocast("cpu", torch.float16):
         outputs = model(images)
