@@ -17,17 +17,15 @@ from refimpl.layers import Layout, Probe, attention, attention_map
 from refimpl.weights import Rules
 
 
-def offset_bias(table: Tensor, resolution: int) -> Tensor:
-    """The bias of each pair of tokens of an r×r map: table (heads, r²) -> (heads, r², r²).
+def offset_index(resolution: int, device: torch.device | None = None) -> Tensor:
+    """Which entry of a bias table two tokens of an r×r window share: (N, N) int64.
 
-    Entry |Δrow|·r + |Δcol|: pairs that are mirrored share it.
+    |Δrow|·r + |Δcol|. The distance is absolute, so left and right (and above and below) share it.
     """
-    place = torch.arange(resolution, device=table.device)
-    distance = (place[:, None] - place).abs()  # (r, r)
-    rows = distance[:, None, :, None]  # query's row, -, key's row, -
-    columns = distance[None, :, None, :]  # -, query's column, -, key's column
-    bias = table.unflatten(1, (resolution, resolution))[:, rows, columns]  # (heads, r, r, r, r)
-    return bias.flatten(3, 4).flatten(1, 2)
+    token = torch.arange(resolution**2, device=device)
+    row = token // resolution
+    column = token % resolution
+    return (row[:, None] - row).abs() * resolution + (column[:, None] - column).abs()
 
 
 class Attention(nn.Module):
@@ -57,7 +55,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (b, heads, n, d)
         q, k, v = qkv.split(self.widths, dim=3)
-        bias = offset_bias(self.attention_biases, self.resolution)  # (heads, n, n)
+        bias = self.attention_biases[:, offset_index(self.resolution, x.device)]  # (heads, n, n)
         self.probe(lambda: attention_map(q, k, bias))
         return self.proj(attention(q, k, v, bias).transpose(1, 2).flatten(2))
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from refimpl import checks
 
@@ -131,22 +132,12 @@ def train_supernet(
     return history
 
 
-@torch.no_grad()
 def recalibrate(model: nn.Module, images: Tensor, batch_size: int = 256) -> nn.Module:
     """Take the statistics of all batch norms anew from these images, in place; returns the model.
 
     It is left in evaluation mode.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over all batches
-    model.train()
-    for batch in images.split(batch_size):
-        model(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    update_bn(images.split(batch_size), model)  # the plain mean over all batches
     return model.eval()
 
 

@@ -130,6 +130,14 @@ def with_identity(conv: nn.Conv2d, scale: float | Tensor = 1.0) -> nn.Conv2d:
     return conv
 
 
+@torch.no_grad()
+def scaled(layer: nn.Conv2d | nn.Linear, scale: Tensor) -> nn.Conv2d | nn.Linear:
+    """In place: the layer whose outputs are multiplied by `scale` (c,), per channel; returns it."""
+    layer.weight *= scale.view(-1, *[1] * (layer.weight.dim() - 1))
+    layer.bias *= scale
+    return layer
+
+
 class Conv1x1AsLinear(nn.Linear):
     """A 1×1 convolution as a matrix product on pixels: (b, c, h, w) -> (b, out, h, w).
 

@@ -10,18 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refimpl.bases.levit import Attention, offset_bias
-from refimpl.deploy import linear_like
+from refimpl.bases.levit import Attention, offset_index
+from refimpl.deploy import linear_like, scaled
 from refimpl.layers import fold_norm
 from refimpl.papers.efficientformer import Meta3D, Meta4D
-
-
-@torch.no_grad()
-def scaled(layer: nn.Conv2d | nn.Linear, scale: Tensor) -> nn.Conv2d | nn.Linear:
-    """In place: the layer whose outputs (…, c) are multiplied by `scale` (c,); returns it."""
-    layer.weight *= scale.view(-1, *[1] * (layer.weight.dim() - 1))
-    layer.bias *= scale
-    return layer
 
 
 class FusedMeta4D(nn.Module):
@@ -58,7 +50,7 @@ class FusedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
         q, k, v = qkv.split(self.widths, dim=3)
-        bias = offset_bias(self.attention_biases, self.resolution)
+        bias = self.attention_biases[:, offset_index(self.resolution, x.device)]
         attention = torch.add(bias, q @ k.mT, alpha=self.widths[0] ** -0.5).softmax(-1)
         self.probe(lambda: attention)
         return self.proj((attention @ v).transpose(1, 2).flatten(2))

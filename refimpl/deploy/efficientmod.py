@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from refimpl.deploy import linear_like
+from refimpl.deploy import linear_like, scaled
 from refimpl.layers import attention, attention_map
 from refimpl.papers.efficientmod import AttentionBlock, EfficientMod, ModulationBlock
 
@@ -56,13 +56,6 @@ class FusedModulationBlock(nn.Module):
             v = torch.ops.aten.gelu_(v)
         v.unflatten(-1, (-1, c.shape[-1])).mul_(c[..., None, :])  # hidden channel j meets j mod d
         return self.fc2(v).add_(x)
-
-
-@torch.no_grad()
-def scaled(linear: nn.Linear, scale: Tensor) -> nn.Linear:
-    """The layer that computes `scale * linear(x)`."""
-    folded = linear_like(linear.weight * scale[:, None], linear.bias * scale)
-    return folded.requires_grad_(linear.weight.requires_grad)
 
 
 class FusedAttentionBlock(nn.Module):

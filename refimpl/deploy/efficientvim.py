@@ -11,23 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refimpl.deploy import linear_like, with_identity
+from refimpl.deploy import linear_like, scaled, with_identity
 from refimpl.layers import ConvNorm
 from refimpl.papers.efficientvim import HSMSSD, Block, PatchMerging, importance_map
 
 
-@torch.no_grad()
-def scaled(layer: ConvNorm, share: Tensor) -> nn.Conv2d:
-    """The convolution that computes share·layer(x): share (c,)."""
-    conv = layer.fuse()
-    conv.weight *= share[:, None, None, None]
-    conv.bias *= share
-    return conv
-
-
 def with_blend(layer: ConvNorm, share: Tensor) -> nn.Conv2d:
     """The depthwise convolution that computes (1 − share) x + share·layer(x): share (c,)."""
-    return with_identity(scaled(layer, share), 1 - share)
+    return with_identity(scaled(layer.fuse(), share), 1 - share)
 
 
 class FusedMixer(nn.Module):
@@ -66,7 +57,7 @@ class FusedBlock(nn.Module):
         self.mixer = FusedMixer(block.mixer)
         self.dw2 = with_blend(block.dw2, share[2])
         self.pw1 = block.ffn.pw1
-        self.pw2 = scaled(block.ffn.pw2, share[3])
+        self.pw2 = scaled(block.ffn.pw2.fuse(), share[3])
         self.register_buffer("share", share[1, :, None, None].clone())  # of the mixer
         self.register_buffer("keep", (1 - share[3])[:, None, None])  # of the feed-forward's input
 

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from refimpl.deploy import linear_like
+from refimpl.deploy import scaled
 from refimpl.papers.stvit import CrossBlock
-
-
-@torch.no_grad()
-def scaled(linear: nn.Linear, scale: Tensor) -> nn.Linear:
-    """The layer that computes `scale * linear(x)`."""
-    layer = linear_like(linear.weight, linear.bias)
-    layer.weight *= scale[:, None]
-    layer.bias *= scale
-    return layer
 
 
 class FusedCrossBlock(CrossBlock):

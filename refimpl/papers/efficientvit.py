@@ -42,6 +42,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from refimpl import checks
+from refimpl.bases.levit import offset_index
 from refimpl.deploy import deploy
 from refimpl.layers import (
     ConvFeedForward,
@@ -84,17 +85,6 @@ def cascaded_heads(
 
 # q_jᵀ k_j is (k_jᵀ q_j)ᵀ: as q.transpose(1, 2) @ k, the product would hand the query convolution a
 # gradient in an order of memory that PyTorch's batch norm misreads on a CPU for a batch of one.
-
-
-def offset_index(resolution: int, device: torch.device | None = None) -> Tensor:
-    """Which entry of a bias table two tokens of an r×r window share: (N, N) int64.
-
-    |Δrow|·r + |Δcol|. The distance is absolute, so left and right (and above and below) share it.
-    """
-    token = torch.arange(resolution**2, device=device)
-    row = token // resolution
-    column = token % resolution
-    return (row[:, None] - row).abs() * resolution + (column[:, None] - column).abs()
 
 
 class CascadedGroupAttention(nn.Module):

@@ -12,7 +12,7 @@ from torch import nn
 import refimpl
 from refimpl import golden, weights
 from refimpl.bases.distillation import distillation_loss
-from refimpl.bases.levit import Attention, offset_bias
+from refimpl.bases.levit import Attention, offset_index
 from refimpl.bases.slimming import Architecture, actions, least_latency
 from refimpl.bases.supernet import (
     NOISES,
@@ -272,7 +272,7 @@ def test_attention_s_widths_do_not_follow_the_network_s():
 
 
 def test_bias_goes_by_distance():
-    bias = offset_bias(torch.arange(9.0)[None], 3)[0]  # the entry's own number
+    bias = torch.arange(9.0)[offset_index(3)]  # the entry's own number
     for i in range(9):
         for j in range(9):
             rows, columns = abs(i // 3 - j // 3), abs(i % 3 - j % 3)
