@@ -10,6 +10,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import matplotlib
 import pytest
 import torch
 
@@ -48,6 +49,13 @@ collect_ignore = ["example"]  # files of a paper that tests/test_dry_run.py adds
 def seeded():
     """Every test draws the same numbers, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_style():
+    """A test that draws in the book's style leaves matplotlib as it was for the next one."""
+    with matplotlib.rc_context():
+        yield
 
 
 def pytest_generate_tests(metafunc):
