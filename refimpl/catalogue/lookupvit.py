@@ -14,6 +14,8 @@ PAPER = Paper(
         "to it through the same scores."
     ),
     arxiv="2407.12753",
+    variants=("tiny", "small", "base", "large"),
+    kernels=("scatter_attention",),
     claims=(
         Claim(
             id="lookupvit.1",

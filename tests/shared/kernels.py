@@ -185,6 +185,17 @@ def pool_step_by_step(x: Tensor, scale: Tensor) -> Tensor:
     return x + scale[:, None, None] * (mean - x)
 
 
+# ---------------------------------------------------------------- attention the other way
+
+
+def scatter_problem(g, batch, heads, queries, keys, width, value_width) -> dict:
+    return {
+        "queries": 2 * normal(g, batch, heads, queries, width),
+        "keys": normal(g, batch, heads, keys, width),
+        "values": normal(g, batch, heads, queries, value_width),
+    }
+
+
 # ---------------------------------------------------------------- selective scan
 
 
@@ -357,6 +368,18 @@ CONTRACTS: dict[str, Contract] = {
         problem=pool_problem,
         batched=("x",),
         composed=pool_step_by_step,
+    ),
+    "scatter_attention": Contract(
+        shapes={
+            "batch": [0, 1, 2, 3],
+            "heads": [1, 2, 3],
+            "queries": [1, 4, 9, 70],
+            "keys": [1, 2, 21, 70, 130],
+            "width": [1, 3, 8, 20],
+            "value_width": [1, 5, 8],
+        },
+        problem=scatter_problem,
+        batched=("queries", "keys", "values"),
     ),
     "selective_scan": Contract(
         shapes={
