@@ -136,6 +136,7 @@ def test_page(browser, book, page):
         assert figures <= BUDGET_FIGURES, f"{figures:,} bytes of figures"
         if width == 390:
             check_narrow(browser)
+        check_boxes(browser)
         check_look(browser)
         browser.thin()
         browser.theme("light")
@@ -185,6 +186,26 @@ def check_narrow(browser) -> None:
     assert apart == [], "numbers do not stand below their headings"
 
 
+def check_boxes(browser) -> None:
+    """Every box that scrolls can be reached and has a name; no output offers to copy itself."""
+    nameless = browser.run(
+        """const scrolls = (e) => e.scrollWidth > e.clientWidth + 1
+             && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX);
+           return [...document.querySelectorAll('article *')].filter((e) => scrolls(e)
+             && e.checkVisibility() && !e.matches('input, select, textarea')
+             && !(e.tabIndex >= 0 && e.getAttribute('aria-label'))
+             && !e.querySelector('a[href], button, input, [tabindex="0"]'))
+             .map((e) => e.outerHTML.slice(0, 160))"""
+    )
+    assert nameless == [], "a box that scrolls has no name"
+    copied = browser.run(
+        """return [...document.querySelectorAll('button.copybtn')]
+             .filter((b) => !b.closest('.cell_input') || b.closest('.cell_output'))
+             .map((b) => b.parentElement.outerHTML.slice(0, 160))"""
+    )
+    assert copied == [], "an output has a copy button"
+
+
 def check_look(browser) -> None:
     """Figures without the theme's card and filter, every picture described, every formula set."""
     browser.theme("dark")
@@ -232,7 +253,8 @@ def test_checks_can_fail(browser):
     browser.run(
         """document.querySelector('article').insertAdjacentHTML('afterbegin',
              `<p style="color:#999;background:#aaa">grey on grey</p><button></button>
-             <div style="width:600px">wide</div><img src="../_static/logo.svg" alt="logo">`);
+             <div style="width:600px">wide</div><img src="../_static/logo.svg" alt="logo">
+             <div style="width:50px;overflow-x:auto"><p style="width:99px">box</p></div>`);
            new Image().src = 'http://nobody.invalid/pixel.png'"""
     )
     found = " ".join(browser.axe())
@@ -242,6 +264,8 @@ def test_checks_can_fail(browser):
     )
     with pytest.raises(AssertionError, match="alternative text"):
         check_images(browser)
+    with pytest.raises(AssertionError, match="has no name"):
+        check_boxes(browser)
     assert any("nobody.invalid" in error for error in browser.errors())
 
 
@@ -256,6 +280,7 @@ def test_chapter_has_its_buttons(browser, chapter):
         ".map((a) => a.href)"
     )
     assert any(url.endswith(f"/_sources/notebooks/{stem}.ipynb") for url in links), links
+    assert browser.run("return document.querySelectorAll('button.copybtn').length") > 5
     assert any(f"refimpl.papers.{stem}" in url for url in links)
     colab = rf"https://colab\.research\.google\.com/github/.+/notebooks/{stem}\.ipynb"
     source = rf"https://github\.com/[\w.-]+/[\w.-]+/.*{stem}"
@@ -290,20 +315,17 @@ def test_attention_explorers_answer(browser, chapter):
 
 
 def test_search_finds_every_chapter(browser):
-    from selenium.webdriver.support.ui import WebDriverWait
-
     if not CHAPTERS:
         pytest.skip("no chapter is written yet")
+    browser.size(1280)
+    browser.open("search")
     for page in CHAPTERS:
-        browser.open("search", f"?q={page.removeprefix('notebooks/')}")
-        found = (
-            "return [...document.querySelectorAll('#search-results a')]"
-            ".some((a) => a.href.includes(arguments[0]))"
+        found = browser.run(
+            """return Search._performSearch(...Search._parseQuery(arguments[0]))
+                 .map(([page]) => page)""",
+            page.removeprefix("notebooks/"),
         )
-        WebDriverWait(browser.driver, 10).until(
-            lambda _, page=page, found=found: browser.run(found, f"{page}.html"),
-            f"search does not find {page}",
-        )
+        assert page in found, f"search does not find {page}"
 
 
 @pytest.fixture

@@ -89,12 +89,14 @@ def broken(pages: dict[Path, Page]) -> list[str]:
     return lost
 
 
+@pytest.mark.xdist_group("crawl")
 def test_no_link_is_broken(book):
     pages = crawl(book.resolve())
     assert len(pages) > 80
     assert broken(pages) == []
 
 
+@pytest.mark.xdist_group("crawl")
 def test_no_anchor_stands_twice(book):
     twice = {
         file.name: [anchor for anchor, n in Counter(page.anchors).items() if n > 1]
@@ -115,6 +117,7 @@ def test_the_crawler_sees_a_broken_link(tmp_path):
     ]
 
 
+@pytest.mark.xdist_group("crawl")
 @pytest.mark.parametrize("index", ["genindex", "py-modindex"])
 def test_indices_lead_to_every_module(book, index):
     page = crawl(book.resolve())[book.resolve() / f"{index}.html"]
@@ -345,31 +348,6 @@ def test_every_tab_stop_can_be_seen(browser, page, width):
         if box < 16 or not inside:
             hidden.append(html)
     assert hidden == []
-
-
-@pytest.mark.parametrize("page", [*SPECIAL, *CHAPTERS])
-def test_scrolling_boxes_have_names_and_outputs_no_copy_button(browser, page):
-    for width in (1280, 390):
-        browser.size(width)
-        browser.open(page)
-        nameless = browser.run(
-            """const scrolls = (e) => e.scrollWidth > e.clientWidth + 1
-                 && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX);
-               return [...document.querySelectorAll('article *')].filter((e) => scrolls(e)
-                 && e.checkVisibility() && !e.matches('input, select, textarea')
-                 && !(e.tabIndex >= 0 && e.getAttribute('aria-label'))
-                 && !e.querySelector('a[href], button, input, [tabindex="0"]'))
-                 .map((e) => e.outerHTML.slice(0, 160))"""
-        )
-        assert nameless == [], f"at {width} pixels"
-    copied = browser.run(
-        """return [...document.querySelectorAll('button.copybtn')]
-             .filter((b) => !b.closest('.cell_input') || b.closest('.cell_output'))
-             .map((b) => b.parentElement.outerHTML.slice(0, 160))"""
-    )
-    assert copied == []
-    if page in CHAPTERS:
-        assert browser.run("return document.querySelectorAll('button.copybtn').length") > 5
 
 
 # -- header, footer, what others show of a page
