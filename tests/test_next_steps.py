@@ -38,7 +38,11 @@ OTHERS = {
     "dvt": Other(
         dict(noise_map_height=4, noise_map_width=5),
         lambda model, batch: torch.randn(batch, *model.grid, model.feat_dim),
-    )
+    ),
+    "llama": Other(
+        dict(vocab_size=50, embed_dim=32, hidden_dim=48, depth=2, num_heads=4, num_kv_heads=2),
+        lambda model, batch: torch.randint(model.vocab_size, (batch, 12)),
+    ),
 }
 
 

@@ -104,6 +104,7 @@ BASES: dict[str, tuple[str, ...]] = {
         *("tf_b0", "tf_b1", "tf_b2", "tf_b3", "tf_b4", "tf_b5", "tf_b6", "tf_b7"),
         "lite0",
     ),
+    "llama": ("2_7b", "2_13b", "2_70b", "3_8b", "3_70b"),
     "swin": ("tiny", "small", "base", "large", "base_384", "large_384"),
 }
 

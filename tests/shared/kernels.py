@@ -16,6 +16,7 @@ from refimpl.kernels import Operation, operations
 from refimpl.kernels.grid_encode import PRIME, geometric_scales, table_rows
 from refimpl.kernels.grid_encode.reference import levels
 from refimpl.kernels.lvq_inner_product import pack, unpack
+from refimpl.kernels.packed_product import pack as pack_words
 from refimpl.kernels.selective_scan import doubling
 from refimpl.kernels.selective_scan import with_torch as scan_with_torch
 from refimpl.kernels.ssd import segsum, semiseparable
@@ -170,6 +171,21 @@ def decode_then_multiply(queries, codes, scale, bias, mean=None, bits=8) -> Tens
 
 def gate_problem(g, batch, channels, ratio) -> dict:
     return {"value": normal(g, batch, ratio * channels), "context": normal(g, batch, channels)}
+
+
+# ---------------------------------------------------------------- packed weights
+
+
+def packed_problem(g, batch, groups, group_size, outputs, bits) -> dict:
+    codes = torch.randint(0, 2**bits, (groups * group_size, outputs), generator=g)
+    zeros = torch.randint(0, 2**bits, (groups, outputs), generator=g)
+    return {
+        "x": normal(g, batch, groups * group_size),
+        "qweight": pack_words(codes, bits),
+        "qzeros": pack_words(zeros.T, bits).T.contiguous(),
+        "scales": normal(g, groups, outputs).abs() + 0.1,
+        "bits": bits,
+    }
 
 
 # ---------------------------------------------------------------- pool mixer
@@ -357,6 +373,17 @@ CONTRACTS: dict[str, Contract] = {
         },
         problem=gate_problem,
         batched=("value", "context"),
+    ),
+    "packed_product": Contract(
+        shapes={
+            "batch": [1, 2, 5, 17],
+            "groups": [1, 2, 3],
+            "group_size": [5, 16, 20, 33],
+            "outputs": [1, 3, 12, 35],
+            "bits": [2, 3, 4, 8],
+        },
+        problem=packed_problem,
+        batched=("x",),
     ),
     "pool_mixer": Contract(
         shapes={

@@ -142,6 +142,28 @@ def logits_of(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
     return outputs if isinstance(outputs, Tensor) else torch.cat(outputs, dim=1)
 
 
+def is_real(inputs: Tensor) -> bool:
+    """Whether there is a gradient by them, and half of them; token ids have neither."""
+    return inputs.is_floating_point()
+
+
+def leaf(inputs: Tensor) -> Tensor:
+    """A copy that asks for a gradient, where there is one."""
+    return inputs.clone().requires_grad_(is_real(inputs))
+
+
+def drawn_like(inputs: Tensor, batch: int) -> Tensor:
+    """Other inputs of the same kind: noise, or these ids in another order."""
+    if is_real(inputs):
+        return torch.randn(batch, *inputs.shape[1:])
+    return inputs.flatten()[torch.randint(inputs.numel(), (batch, *inputs.shape[1:]))]
+
+
+def repeated(inputs: Tensor, batch: int) -> Tensor:
+    """The first input, so often."""
+    return inputs[:1].expand(batch, *inputs.shape[1:])
+
+
 def hooks_keep_what_layers_gave(build: Build, images: Tensor) -> None:
     """A forward hook's tensor is not written over later, and full backward hooks work."""
     model = build()
@@ -155,7 +177,7 @@ def hooks_keep_what_layers_gave(build: Build, images: Tensor) -> None:
 
         module.register_forward_hook(keep)
         module.register_full_backward_hook(lambda m, gi, go, name=name: called.add(name))
-    logits_of(model(images.clone().requires_grad_())).sum().backward()
+    logits_of(model(leaf(images))).sum().backward()
     assert [name for name, (held, copied) in kept.items() if not torch.equal(held, copied)] == []
     assert called >= kept.keys()
 
@@ -163,28 +185,47 @@ def hooks_keep_what_layers_gave(build: Build, images: Tensor) -> None:
 def gradient_of_one_image_is_right(build: Build, images: Tensor) -> None:
     """In evaluation mode: as in a batch of two, and as finite differences say."""
     model = build().double()
-    images = images[:2].double()
-    direction = torch.randn_like(images[:1])
+    images = images[:2].double() if is_real(images) else images[:2]
 
     def loss(x):
         return logits_of(model(x)).square().sum()
 
     def gradients(x):
-        x = x.clone().requires_grad_()
+        x = leaf(x)
         model.zero_grad()
         loss(x).backward()
         return x.grad, [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     one, of_weights = gradients(images[:1])
     both, _ = gradients(images)
-    _, of_weights_twice = gradients(images[:1].expand(2, -1, -1, -1))
-    assert error(one, both[:1]) < 1e-9
+    _, of_weights_twice = gradients(repeated(images, 2))
     for single, double in zip(of_weights, of_weights_twice, strict=True):
         torch.testing.assert_close(2 * single, double, rtol=1e-7, atol=1e-9)
+    if not is_real(images):
+        slope_by_weights_is_right(model, images[:1], of_weights, loss)
+        return
+    assert error(one, both[:1]) < 1e-9
+    direction = torch.randn_like(images[:1])
     step = 1e-6 * direction
     with torch.no_grad():
         slope = (loss(images[:1] + step) - loss(images[:1] - step)) / 2e-6
     assert (one * direction).sum().item() == pytest.approx(slope.item(), rel=1e-4)
+
+
+def slope_by_weights_is_right(
+    model: nn.Module, inputs: Tensor, of_weights: list[Tensor], loss: Callable[[Tensor], Tensor]
+) -> None:
+    """As finite differences say, along one direction of all weights."""
+    directions = [torch.randn_like(gradient) for gradient in of_weights]
+    wanted = sum((g * d).sum().item() for g, d in zip(of_weights, directions, strict=True))
+    learned = [p for p in model.parameters() if p.grad is not None]
+    ends = []
+    with torch.no_grad():
+        for shift in (1e-6, -2e-6):  # one step up, then from there to one step down
+            for parameter, direction in zip(learned, directions, strict=True):
+                parameter += shift * direction
+            ends.append(loss(inputs))
+    assert wanted == pytest.approx(((ends[0] - ends[1]) / 2e-6).item(), rel=1e-4)
 
 
 def meta_device_then_load_is_right(build: Build, images: Tensor) -> None:
@@ -231,14 +272,14 @@ def without_gradient(model: nn.Module) -> list[str]:
 def traced_and_exported_take_any_batch(build: Build, images: Tensor) -> None:
     """Recorded at batch 2, run at batch 1 and 3, with gradients wanted or not."""
     model = build()
-    two = images[:1].expand(2, -1, -1, -1)
+    two = repeated(images, 2)
     batch = torch.export.Dim("batch", min=1, max=64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's about Python numbers in checks of shapes
         traced = torch.jit.trace(model, two, check_trace=False)  # other batches check it below
     exported = torch.export.export(model, (two,), dynamic_shapes=({0: batch},)).module()
     for size in (1, 3):
-        x = torch.randn(size, *images.shape[1:])
+        x = drawn_like(images, size)
         for form in (traced, exported):
             torch.testing.assert_close(form(x), model(x), rtol=1e-4, atol=1e-5)
 
@@ -298,7 +339,7 @@ def training_step_reaches_every_parameter(build: Build, images: Tensor) -> None:
     logits_of(model(images)).square().sum().backward()
     assert without_gradient(model) == []
     again = build().train()
-    outputs = recompute(again, images.clone().requires_grad_(), use_reentrant=False)
+    outputs = recompute(again, leaf(images), use_reentrant=False)
     logits_of(outputs).square().sum().backward()
     assert without_gradient(again) == []
     with one_process():
@@ -331,7 +372,8 @@ def any_batch_and_any_memory(build: Build, images: Tensor) -> None:
             wanted = form(images)
             assert form(images[:0]).shape == (0, *wanted.shape[1:])
             assert error(form(images[1:2]), wanted[1:2]) < 1e-4
-            assert error(form(images.to(memory_format=torch.channels_last)), wanted) < 1e-4
+            if images.dim() == 4:
+                assert error(form(images.to(memory_format=torch.channels_last)), wanted) < 1e-4
             mixed = copy.deepcopy(form).to(memory_format=torch.channels_last)
             assert error(mixed(images), wanted) < 1e-4
 
@@ -341,10 +383,10 @@ def half_precision_runs(build: Build, images: Tensor) -> None:
     for form in (build(), build().fuse()):
         with torch.no_grad():
             wanted = form(images)
-            halved = copy.deepcopy(form).half()(images.half())
+            halved = copy.deepcopy(form).half()(images.half() if is_real(images) else images)
         assert halved.dtype == torch.float16 and error(halved.float(), wanted) < 0.05
         form = form.bfloat16()
-        outputs = form(images.bfloat16())
+        outputs = form(images.bfloat16() if is_real(images) else images)
         assert outputs.dtype == torch.bfloat16 and error(outputs.detach().float(), wanted) < 0.2
         outputs.float().square().mean().backward()
         assert without_gradient(form) == []
@@ -365,16 +407,29 @@ def functions_of_parameters_differentiate(build: Build, images: Tensor) -> None:
         if parameter.grad is not None:
             apart = torch.dist(each[name].sum(0), parameter.grad)
             assert apart <= 1e-3 * parameter.grad.norm() + 1e-3, name
-    x = images.clone().requires_grad_()
+    first = next(iter(parameters))
+
+    def outputs(x: Tensor) -> Tensor:
+        if is_real(images):
+            return model(x)
+        return torch.func.functional_call(model, parameters | {first: x}, (images,))
+
+    x = (images if is_real(images) else parameters[first]).clone().requires_grad_()
     with sdpa_kernel(SDPBackend.MATH):  # PyTorch's fused attention has no second derivative
-        (slope,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        (slope,) = torch.autograd.grad(outputs(x).square().sum(), x, create_graph=True)
         slope.square().sum().backward()
     assert x.grad.isfinite().all()
 
 
 def integers_are_refused_in_words(build: Build, images: Tensor) -> None:
-    """Raw pixels: a forgotten conversion, of which PyTorch would speak in its own terms."""
+    """Raw pixels: a forgotten conversion, of which PyTorch would speak in its own terms.
+
+    Where integers are wanted, token ids, floating-point numbers are refused instead.
+    """
     for form in (build(), build().fuse()):
+        if not is_real(images):
+            assert_refused(lambda form=form: form(images.float()), "must be integers")
+            continue
         for dtype in (torch.uint8, torch.int64):
             assert_refused(lambda form=form, d=dtype: form(images.to(d)), "floating")
 
@@ -443,7 +498,7 @@ def onnx_is_equal(build: Build, images: Tensor) -> None:
             session = onnxruntime.InferenceSession(path)
         (name,) = [given.name for given in session.get_inputs()]
         for size in (1, 3):
-            x = images[:1].expand(size, -1, -1, -1).contiguous()
+            x = repeated(images, size).contiguous()
             (got,) = session.run(None, {name: x.numpy()})
             with torch.inference_mode():
                 assert error(torch.from_numpy(got), form(x)) < 1e-3
