@@ -17,17 +17,21 @@ PAPER = Paper(
     code="https://github.com/OpenGVLab/EfficientQAT",
     commit="78fd3fb6b6a2e70cc29d9e5d5f4fc6c3ea250619",
     licence="none stated",
+    kernels=("packed_product",),
     claims=(
         Claim(
             id="efficientqat.1",
             statement="A 2-bit Llama-2-70B needs less memory than Llama-2-13B in float16.",
-            reported="19.2 GB against 24.2 GB",
+            reported="19.2 GB against 24.2 GB (GiB, in fact)",
             kind="identity",
+            # large, small: GiB of the 2-bit 70B (groups of 64) and of the float16 13B, by shapes.
+            rule="supports if large < small; contradicts if large >= small",
         ),
         Claim(
             id="efficientqat.2",
             statement=(
-                "The 2-bit 70B model loses less than 3 points and beats the 13B model in float16."
+                "The 2-bit 70B model loses less than 3 points and beats the 13B model in float16; "
+                "it is trained on a single A100-80GB in 41 hours."
             ),
             reported=(
                 "69.48 against 72.41 (70B) and 67.81 (13B), mean of five zero-shot tasks; 41 h on "
@@ -50,6 +54,13 @@ PAPER = Paper(
             ),
             reported="ablation on Llama-2-7B",
             kind="miniature",
+            # all_gain: bits per character by which training everything in a block is better than
+            # training scale and zero point alone, the least over starts; grid_gain: the same of
+            # scale and zero point over rounding. 0.05 bits is ten times the pilot's spread.
+            rule=(
+                "supports if all_gain > 0.05 and grid_gain > 0.05; "
+                "contradicts if all_gain < -0.05 or grid_gain < -0.05"
+            ),
         ),
         Claim(
             id="efficientqat.4",
@@ -59,6 +70,9 @@ PAPER = Paper(
             ),
             reported="Llama-2-7B w2g64: perplexity 7.65 → 6.86",
             kind="miniature",
+            # gain: bits per character by which E2E-QP lowers the loss after Block-AP, the least
+            # over starts.
+            rule="supports if gain > 0.02; contradicts if gain < -0.02",
         ),
         Claim(
             id="efficientqat.5",
@@ -68,12 +82,21 @@ PAPER = Paper(
             ),
             reported="uniform quantisation, friendly to hardware",
             kind="identity",
+            # wrong: codes that differ after packing and unpacking at 2, 3, 4 and 8 bits; fewer:
+            # bytes of a float16 matrix over those of the packed one, 2 bits, groups of 64.
+            rule=(
+                "supports if wrong == 0 and fewer > 16 / 2.29; "
+                "contradicts if wrong > 0 or fewer < 16 / 2.29"
+            ),
         ),
         Claim(
             id="efficientqat.6",
             statement="Training needs the memory of one block, then that of the packed model.",
             reported="a 70B model on one 80 GB GPU",
             kind="identity",
+            # block, scales: GB of weights, gradients and AdamW's moments of Llama-2-70B, w2g64, in
+            # the first and in the second phase, the packed model included in the second.
+            rule="supports if block < 80 and scales < 80; contradicts otherwise",
         ),
         Claim(
             id="efficientqat.7",
@@ -83,6 +106,20 @@ PAPER = Paper(
             ),
             reported="definition of the quantiser",
             kind="identity",
+            # error: the largest difference between autograd and the closed forms, in float64.
+            rule="supports if error < 1e-9; contradicts if error >= 1e-9",
+        ),
+        Claim(
+            id="efficientqat.8",
+            statement=(
+                "A 2-bit model trained this way is better than a float16 model that takes as many "
+                "bytes: quantising a large model beats taking a small one."
+            ),
+            reported="2-bit 70B (19.2 GB) beats float16 13B (24.2 GB) by 1.67 points",
+            kind="miniature",
+            # lead: bits per character by which the 2-bit model is better than the float16 model of
+            # at least its bytes, the mean over starts; spread: the standard deviation of that lead.
+            rule="supports if lead > 2 * spread; contradicts if lead < -2 * spread",
         ),
     ),
     differences=(
@@ -97,15 +134,23 @@ PAPER = Paper(
                 "A group without zero in its range wraps around and spills into its neighbours' "
                 "bits; here it is clamped before packing."
             ),
+            test=(
+                "tests/papers/test_efficientqat.py::"
+                "test_a_zero_point_outside_the_codes_is_clamped_before_it_is_packed"
+            ),
         ),
         Difference(
             id="efficientqat.d2",
             paper_says="Integers are those that training saw.",
-            code_does=(
-                "They are recovered at packing time with a float16 step size but a float32 product "
-                "of zero point and step size."
+            code_does="The block is cast to float16 before its weights are rounded and packed.",
+            effect=(
+                "A weight near the middle between two levels can take the other one; here the "
+                "codes are those of the last step of training."
             ),
-            effect="Codes can differ by one when a step size is not exact in float16.",
+            test=(
+                "tests/papers/test_efficientqat.py::"
+                "test_codes_of_a_float16_block_can_differ_from_those_that_trained"
+            ),
         ),
         Difference(
             id="efficientqat.d3",
@@ -115,12 +160,14 @@ PAPER = Paper(
                 "biases are buffers and stay."
             ),
             effect="Norm weights move too.",
+            test="tests/papers/test_efficientqat.py::test_all_weights_train_and_biases_stay",
         ),
         Difference(
             id="efficientqat.d4",
             paper_says="The gradient is clipped (argument of block training).",
             code_does="The argument is never passed on; the norm is only logged.",
-            effect="No clipping in the first phase.",
+            effect="No clipping in the first phase, nor here.",
+            test="tests/papers/test_efficientqat.py::test_gradients_of_a_block_are_not_clipped",
         ),
         Difference(
             id="efficientqat.d5",
@@ -130,6 +177,7 @@ PAPER = Paper(
                 "once more."
             ),
             effect="One step ahead of the cosine; plain cosine here.",
+            test="tests/papers/test_efficientqat.py::test_learning_rates_follow_a_plain_cosine",
         ),
         Difference(
             id="efficientqat.d6",
@@ -138,12 +186,14 @@ PAPER = Paper(
                 "The figures are GiB; the repository's table uses another unit for the same models."
             ),
             effect="Sizes are recomputed here from the shapes, with the unit named.",
+            test="tests/papers/test_efficientqat.py::test_sizes_follow_from_the_shapes_in_gib",
         ),
         Difference(
             id="efficientqat.d7",
             paper_says="3-bit weights.",
             code_does="Ten values are packed into 32 bits, two bits stay empty.",
             effect="A 3-bit weight takes 3.2 bits.",
+            test="tests/papers/test_efficientqat.py::test_three_bits_take_more_than_three",
         ),
     ),
 )

@@ -11,7 +11,7 @@ from refimpl.kernels.packed_product.reference import unpack
 def dequantised(qweight: Tensor, qzeros: Tensor, scales: Tensor, k: int, bits: int) -> Tensor:
     """W (k, n) in the type of the scales."""
     groups, outputs = scales.shape
-    codes = unpack(qweight, k, bits).view(groups, -1, outputs)  # (groups, g, n)
+    codes = unpack(qweight, k, bits).view(groups, k // groups, outputs)  # (groups, g, n)
     zeros = unpack(qzeros.T, outputs, bits).T  # (groups, n)
     return ((codes - zeros[:, None]) * scales[:, None]).view(k, outputs)
 
