@@ -17,55 +17,89 @@ PAPER = Paper(
     code="https://github.com/falcon-xu/LGViT",
     commit="3147fb803ad54eadf8de85d34f43b9fb5440f3a0",
     licence="MIT",
+    variants=("vit_base", "deit_base", "swin_base"),
+    kernels=("exit_scores",),
     claims=(
         Claim(
             id="lgvit.1",
             statement=(
-                "A threshold exists at which early exits are 1.8 times as fast with at most a "
-                "point of accuracy lost."
+                "Early exits are 1.8 times as fast at competitive accuracy, multiply-adds of heads "
+                "counted, and better than static networks of that cost."
             ),
             reported=(
-                "about 1.8× for ViT-B/16, DeiT-B and Swin-B on CIFAR-100, Food-101 and ImageNet"
+                "about 1.8× by layers: ViT-B/16, DeiT-B, Swin-B; CIFAR-100, Food-101, ImageNet"
             ),
             kind="miniature",
+            rule=(
+                "supports if speedup >= 1.8 and loss <= 1 and static_lag > 2; contradicts if "
+                "speedup < 1.2 or loss > 5 or static_lag < 0; where, worst over starts at one "
+                "threshold, speedup is true cost, loss in points to the last classifier, "
+                "static_lag the points by which the best static net of at most that cost is behind"
+            ),
         ),
         Claim(
             id="lgvit.2",
             statement=(
-                "Plain linear exits are poor in shallow layers; LGViT's heads are better there."
+                "Exits in shallow layers lack sufficient feature representations: a head with a "
+                "neighbourhood reads there what one of the same size without it cannot."
             ),
-            reported="probe study in the paper",
+            reported="probing of ViT exits; accuracy of every exit",
             kind="miniature",
+            rule=(
+                "supports if local_lead > 2; contradicts if local_lead < 0; where local_lead is "
+                "the least lead in points, over starts, of the head with the 3×3 convolution over "
+                "the 1×1 head, on tokens that no layer has mixed and a local task"
+            ),
         ),
         Claim(
             id="lgvit.3",
             statement=(
-                "Convolution heads early and attention heads late are better than either kind "
-                "everywhere."
+                "Exits in deep layers lack target semantics: a head that aggregates globally reads "
+                "there what a linear exit cannot."
             ),
-            reported="ablation in the paper",
+            reported="probing of ViT exits; accuracy of every exit",
             kind="miniature",
+            rule=(
+                "supports if strided_lead > 2; contradicts if strided_lead < -2; where "
+                "strided_lead is the least lead in points, over starts, of the attention head of "
+                "stride 2 over the linear exit, on a task of two marks far apart"
+            ),
         ),
         Claim(
             id="lgvit.4",
             statement=(
-                "The second stage raises the exits and leaves backbone and final classifier "
+                "Heterogeneous heads, local ones early and global ones late, are better than one "
+                "kind everywhere."
+            ),
+            reported="ablation on CIFAR-100",
+            kind="miniature",
+            rule="not tested here: it takes images on which depth pays, trained long enough",
+        ),
+        Claim(
+            id="lgvit.5",
+            statement=(
+                "The second stage trains the exits and leaves backbone and final classifier "
                 "exactly as they were."
             ),
             reported="backbone frozen in stage 2",
             kind="identity",
+            rule="supports if moved == 0; contradicts if moved > 0; where moved counts numbers",
         ),
         Claim(
-            id="lgvit.5",
+            id="lgvit.6",
             statement=(
                 "The speed-up by layers (12 over the mean exit layer) is the speed-up in "
                 "multiply-adds."
             ),
             reported="speed-up is reported by layers",
             kind="identity",
+            rule=(
+                "supports if gap < 1; contradicts if gap >= 1; where gap is by how many % layers "
+                "overstate it, ViT-B/16 leaving after layer 6"
+            ),
         ),
         Claim(
-            id="lgvit.6",
+            id="lgvit.7",
             statement="The speed-up holds at the paper's scale.",
             reported="1.8× at competitive accuracy, three backbones, three data sets",
             kind="out_of_reach",
@@ -82,6 +116,7 @@ PAPER = Paper(
             paper_says="The global head pools the token grid by averages.",
             code_does="The average pooling has kernel 1: it subsamples.",
             effect="Three quarters (stride 2) or more of the tokens are dropped, not averaged.",
+            test="tests/papers/test_lgvit.py::test_a_global_head_drops_tokens_and_averages_none",
         ),
         Difference(
             id="lgvit.d2",
@@ -91,6 +126,7 @@ PAPER = Paper(
                 "normalisation, which inference applies."
             ),
             effect="Teacher and deployed classifier differ.",
+            test="tests/papers/test_lgvit.py::test_the_official_teacher_is_not_the_deployed_classifier",
         ),
         Difference(
             id="lgvit.d3",
@@ -103,6 +139,7 @@ PAPER = Paper(
                 "ViT breaks against heads with 196 tokens; the paper's Swin results can't come "
                 "from this file."
             ),
+            test="tests/papers/test_lgvit.py::test_the_second_stage_works_for_one_special_token",
         ),
         Difference(
             id="lgvit.d4",
@@ -112,24 +149,17 @@ PAPER = Paper(
                 "With more than one image, one confident image makes all leave; here the test is "
                 "per image."
             ),
+            test="tests/papers/test_lgvit.py::test_one_sure_image_keeps_nobody_from_staying",
         ),
         Difference(
             id="lgvit.d5",
             paper_says="Speed-up counts layers.",
-            code_does=(
-                "Swin's exits are numbered from 0 when leaving early and from 1 at the end; the "
-                "cost of the heads is not counted."
+            code_does="The cost of the heads is not counted.",
+            effect="With heads counted, leaving ViT-B at layer 6 gives 1.85×, not 2×.",
+            test=(
+                "tests/papers/test_lgvit.py::"
+                "test_heads_cost_seven_per_cent_that_counting_layers_leaves_out"
             ),
-            effect=(
-                "Swin's speed-up is overestimated by a layer; with heads counted, leaving ViT-B at "
-                "layer 6 gives 1.85×, not 2×."
-            ),
-        ),
-        Difference(
-            id="lgvit.d6",
-            paper_says="Scripts set the weight of the homogeneous distillation loss.",
-            code_does="Class and scripts use different names for it.",
-            effect="The scripts' value does not arrive.",
         ),
     ),
 )

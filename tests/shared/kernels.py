@@ -80,6 +80,13 @@ def depthwise_problem(g, batch, height, width, channels, kernel) -> dict:
     }
 
 
+# ---------------------------------------------------------------- scores at an exit
+
+
+def scores_problem(g, batch, classes, spread) -> dict:
+    return {"logits": spread * normal(g, batch, classes)}
+
+
 # ---------------------------------------------------------------- few queries
 
 
@@ -311,6 +318,16 @@ CONTRACTS: dict[str, Contract] = {
         problem=depthwise_problem,
         batched=("x",),
         forward_only="the way back is two convolutions, which PyTorch has",
+    ),
+    "exit_scores": Contract(
+        shapes={
+            "batch": [1, 2, 5, 9],
+            "classes": [2, 3, 10, 300, 1030],
+            "spread": [1.0, 5.0],
+        },
+        problem=scores_problem,
+        batched=("logits",),
+        floor=8.0,  # ln s − t/s: near certainty the difference of two numbers that were rounded
     ),
     "few_query_attention": Contract(
         shapes={
