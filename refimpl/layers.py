@@ -216,14 +216,16 @@ def attention(
     """A v with the map A of `attention_map`: v (b, heads, m, e) -> (b, heads, n, e).
 
     PyTorch's `scaled_dot_product_attention` does the work; where it has no fused path on a CPU
-    (e ≠ d), the product is written out. A gradient of its gradient exists only under
+    (e ≠ d), and for ONNX, whose exporter takes it apart into another order of memory, the product
+    is written out. A gradient of its gradient exists only under
     `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
     """
     if bias is not None and bias.dim() == 3:
         bias = bias[None]  # a 3-D mask would lose the fused CPU kernel
-    if q.shape[-1] == v.shape[-1] or q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
-    return attention_map(q, k, bias, scale) @ v
+    fusible = q.shape[-1] == v.shape[-1] or q.is_cuda
+    if not fusible or torch.onnx.is_in_onnx_export():
+        return attention_map(q, k, bias, scale) @ v
+    return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
 
 
 class CrossAttention(nn.Module):
