@@ -208,6 +208,17 @@ def pool_step_by_step(x: Tensor, scale: Tensor) -> Tensor:
     return x + scale[:, None, None] * (mean - x)
 
 
+# ---------------------------------------------------------------- ReLU-softmax attention
+
+
+def relu_problem(g, batch, heads, queries, keys, width, value_width) -> dict:
+    return {
+        "queries": 2 * normal(g, batch, heads, queries, width),
+        "keys": normal(g, batch, heads, keys, width),
+        "values": normal(g, batch, heads, keys, value_width),
+    }
+
+
 # ---------------------------------------------------------------- attention the other way
 
 
@@ -412,6 +423,18 @@ CONTRACTS: dict[str, Contract] = {
         problem=pool_problem,
         batched=("x",),
         composed=pool_step_by_step,
+    ),
+    "relu_attention": Contract(
+        shapes={
+            "batch": [0, 1, 2, 3],
+            "heads": [1, 2, 3],
+            "queries": [4, 9, 19, 70],
+            "keys": [2, 21, 70, 130],
+            "width": [1, 3, 8, 20],
+            "value_width": [1, 5, 8],
+        },
+        problem=relu_problem,
+        batched=("queries", "keys", "values"),
     ),
     "scatter_attention": Contract(
         shapes={
