@@ -84,8 +84,9 @@ PAPER = Paper(
             reported="basis of the detection results",
             kind="miniature",
             rule=(
-                "supports if least_lead > 2; contradicts if most_lead < 0; where lead is in points "
-                "before pooled and resized tokens, over starts, four centres, compact objects"
+                "supports if least_lead > 2; contradicts if most_lead < 0; where lead is by how "
+                "many points pooled centres that are asked back are before pooled and resized "
+                "ones, over starts, four centres, compact objects"
             ),
         ),
         Claim(
@@ -122,8 +123,9 @@ PAPER = Paper(
             reported="figures of attention maps",
             kind="miniature",
             rule=(
-                "supports if least_margin > 0.1; contradicts if most_margin < 0; where margin is "
-                "purity minus that of shuffled groups or of a fixed grid, the larger, over starts"
+                "supports if least_margin > 0.1; contradicts if most_margin < -0.1; where margin "
+                "is purity minus the largest of a fixed grid's, of shuffled groups' and of pooled "
+                "centres that never ask, over starts"
             ),
         ),
         Claim(
