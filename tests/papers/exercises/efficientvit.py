@@ -40,52 +40,36 @@ def heads_with_switch(x, W, w, cascade=True):
     return torch.cat(out, 2)
 """
 
-COUNT = """
-def conv(a, b, k=1):
-    return {conv}
-
-
-def cheap(c):
-    return conv(1, c, 3) + conv(c, 2 * c) + conv(2 * c, c)
-
-
-def predict(widths, depths, heads, kernels):
-    stem = [3] + [widths[0] // n for n in (8, 4, 2, 1)]
-    total = sum(conv(a, b, 3) for a, b in zip(stem, stem[1:]))
-    for i in range(3):
-        c, h, side = widths[i], heads[i], {sides}[i]
-        if i:
-            o = widths[i - 1]
-            total += {pairs} + {gate}
-            total += conv(o, 4 * o) + conv(1, 4 * o, 3) + conv(4 * o, c)
-        for _ in range(depths[i]):
-            total += 2 * cheap(c) + conv(c, c) + {table}
-            for k in {kernels}:
-                total += conv(1, 16, k)
-            total += h * conv(c // h, 32 + c // h)
-    return total + 2 * c + 1000 * (c + 1)
+WALK = """
+def walk_back():
+    place, arrow, pointer = slice(0, 9), slice(9, 18), slice(18, 27)
+    one = torch.eye(9)
+    query, key, value = torch.zeros(9, 27), torch.zeros(9, 27), torch.zeros(27, 27)
+    query[:, {asks}] = {sharp} * one
+    key[:, {answers}] = one
+    value[{into}, {fetched}] = one
+    return query, key, value
 """
-RIGHT = {
-    "conv": "a * b * k * k + 2 * b",
-    "sides": "(7, 7, 4)",
-    "pairs": "cheap(o) + cheap(c)",
-    "gate": "8 * o * o + 5 * o",
-    "table": "h * side * side",
-    "kernels": "kernels[:h]",
+BACK = {
+    "asks": "pointer",
+    "sharp": "30",
+    "answers": "arrow",
+    "into": "pointer",
+    "fetched": "place",
 }
 
 
-def count(**changes):
-    return COUNT.format(**RIGHT | changes)
+def walk(**changes):
+    return WALK.format(**BACK | changes)
 
 
-BUILT = """
-def predict(widths, depths, heads, kernels):
-    with torch.device("meta"):
-        model = efficientvit.EfficientViT(
-            embed_dims=widths, depths=depths, num_heads=heads, kernel_sizes=kernels
-        )
-    return sum(p.numel() for p in model.parameters())
+SHARP_KEYS = """
+def walk_back():
+    one, none = torch.eye(9), torch.zeros(9, 9)
+    query = torch.cat([none, none, 6 * one], 1)
+    key = torch.cat([none, 6 * one, none], 1)
+    value = torch.cat([torch.zeros(18, 27), torch.cat([one, none, none], 1)])
+    return query, key, value
 """
 
 IN_PLACE = """
@@ -140,20 +124,15 @@ ANSWERS = {
         ],
     ),
     2: Answers(
-        right=[count(), BUILT],
+        right=[walk(), walk(sharp="40"), SHARP_KEYS],
         wrong=[
-            "def predict(widths, depths, heads, kernels):\n    return 4_187_554",  # M2 by heart
-            count(conv="a * b * k * k"),  # norms forgotten
-            count(conv="a * b * k * k + b"),  # a bias instead of a norm
-            count(pairs="0"),  # nothing around the patch merging
-            count(pairs="2 * cheap(c)"),  # both pairs at the new width
-            count(gate="8 * o * o"),  # the gate's biases forgotten
-            count(gate="0"),
-            count(sides="(7, 7, 7)"),  # the last map is 4×4
-            count(sides="(14, 7, 4)"),  # windows forgotten
-            count(kernels="kernels"),  # four kernels whatever the heads
-            count(table="side * side"),  # one table for all heads
-            count(table="h * (2 * side - 1) ** 2"),  # Swin's signed offsets
+            walk(answers="place", fetched="arrow"),  # forwards
+            walk(answers="place"),  # stays where it is
+            walk(fetched="arrow"),  # looks back, fetches the way forth again
+            walk(into="place"),  # the next head gets no pointer
+            walk(asks="arrow"),  # every head asks for the same
+            walk(sharp="0"),  # flat maps
+            "def walk_back():\n    return [torch.zeros(9, 27)] * 3",  # the value's shape
         ],
     ),
     3: Answers(
