@@ -50,13 +50,15 @@ def product(
         byte = start + tl.arange(0, BYTES)
         code_place = (lead * n + vector)[None, :] * width + byte[:, None]
         packed = tl.load(codes + code_place, has_vector & (byte < width)[:, None], 0).to(tl.int32)
+        parts = tl.zeros((QUERIES, BYTES), REAL)  # Triton 3.5 takes one reduction a turn, no more
         for half in tl.static_range(PER_BYTE):
             dim = byte * PER_BYTE + half
             query_place = (lead * m + query)[:, None] * d + dim[None, :]
             part = tl.load(queries + query_place, has_query & (dim < d)[None, :], 0.0).to(REAL)
             digits = ((packed >> 4 * half) & lowest).to(REAL)
             dots += tl.dot(part, digits, input_precision="ieee", out_dtype=REAL)
-            total += tl.sum(part, 1)
+            parts += part
+        total += tl.sum(parts, 1)
     constants = lead * n + vector
     factor = tl.load(scale + constants, vector < n, 0.0)[None, :]
     offset = tl.load(bias + constants, vector < n, 0.0)[None, :]
