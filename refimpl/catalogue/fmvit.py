@@ -63,11 +63,10 @@ PAPER = Paper(
         Claim(
             id="fmvit.4",
             statement=(
-                "Blending features of different frequencies lets a block capture local and global "
-                "information (here: a band of attention with one of convolution), which neither "
-                "does alone."
+                "One block captures local and global information, which neither attention nor "
+                "convolution does alone."
             ),
-            reported="stated in the abstract; the paper's tables were not available to us",
+            reported="stated in the abstract, of blending features of different frequencies",
             kind="miniature",
             # On a scene with one local and one global question, over all seeds, in % right:
             # conv_global: the most that convolution alone gets on the global question;
@@ -101,9 +100,9 @@ PAPER = Paper(
             statement="Attention is a low-pass filter of spatial frequency: the higher, the less.",
             reported="the premise, from the literature that the paper builds on",
             kind="identity",
-            # drop: the smallest fall from one to the next of the gains of softmax attention without
-            # positions at frequencies 1, 3, 5 and 7 of a ring of 16 tokens, each fed alone.
-            rule="supports if drop > 1e-12; contradicts if drop <= 1e-12",
+            # fall: the largest, over sharpnesses, of the gain of softmax attention without positions
+            # at frequency 1 less that at 7, on a ring of 16 tokens, each fed alone.
+            rule="supports if fall > 1e-12; contradicts if fall <= 1e-12",
         ),
         Claim(
             id="fmvit.7",
