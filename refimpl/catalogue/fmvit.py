@@ -100,8 +100,8 @@ PAPER = Paper(
             statement="Attention is a low-pass filter of spatial frequency: the higher, the less.",
             reported="the premise, from the literature that the paper builds on",
             kind="identity",
-            # fall: the largest, over sharpnesses, of the gain of softmax attention without positions
-            # at frequency 1 less that at 7, on a ring of 16 tokens, each fed alone.
+            # fall: the largest, over sharpnesses, of the gain of softmax attention without
+            # positions at frequency 1 less that at 7, on a ring of 16 tokens, each fed alone.
             rule="supports if fall > 1e-12; contradicts if fall <= 1e-12",
         ),
         Claim(
