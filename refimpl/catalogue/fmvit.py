@@ -97,7 +97,10 @@ PAPER = Paper(
         ),
         Claim(
             id="fmvit.6",
-            statement="Attention is a low-pass filter of spatial frequency: the higher, the less.",
+            statement=(
+                "Attention (without positions and pooling) is a low-pass filter of spatial "
+                "frequency: the higher, the less."
+            ),
             reported="the premise, from the literature that the paper builds on",
             kind="identity",
             # fall: the largest, over sharpnesses, of the gain of softmax attention without
