@@ -30,7 +30,9 @@ def with_torch(
         qkv = F.linear(u, qkv_weight[j], qkv_bias[j])
         q, k, v = qkv.split((key_dim, key_dim, x_j.shape[2]), 2)
         q = q.transpose(1, 2).unflatten(2, (side, side))
-        q = F.conv2d(q, dw_weight[j][:, None], dw_bias[j], padding=kernel // 2, groups=key_dim)
+        q = F.conv2d(
+            q, dw_weight[j][:, None], dw_bias[j], padding=(kernel // 2, kernel // 2), groups=key_dim
+        )
         logits = q.flatten(2).transpose(1, 2) @ k.transpose(1, 2) * key_dim**-0.5 + biases[j]
         outputs.append(logits.softmax(-1) @ v)
     return torch.cat(outputs, 2)
