@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from datetime import datetime, timezone
 from itertools import groupby
 from pathlib import Path
@@ -56,6 +57,8 @@ def own_style():
     """A test that draws in the book's style leaves matplotlib as it was for the next one."""
     with matplotlib.rc_context():
         yield
+    if "matplotlib.pyplot" in sys.modules:
+        matplotlib.pyplot.close("all")
 
 
 def pytest_generate_tests(metafunc):
