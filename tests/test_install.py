@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import run_chapters
+from shared.locales import needs_python
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.xdist_group("wheel")
@@ -148,6 +149,7 @@ def locked(folder: Path) -> Path:
 )
 def test_a_days_work_where_only_one_folder_can_be_written(site, tmp_path, encoding):
     """As another user, without a home, from a read-only folder with a space and an umlaut."""
+    needs_python(encoding)
     user = another_user()
     installed = tmp_path / "für alle" / "site"
     shutil.copytree(site, installed)

@@ -15,6 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from shared.locales import needs_python
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("refimpl", "book", "tests")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -121,6 +123,7 @@ except UnicodeEncodeError:
     (tmp_path / "program.py").write_text(program, encoding="utf-8")
     path = os.pathsep.join([str(ROOT / "book" / "tools"), str(ROOT)])
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    needs_python(locale)
     done = subprocess.run(
         [sys.executable, "program.py", str(tmp_path), str(ROOT / "notebooks" / "convit.ipynb")],
         cwd=tmp_path,

@@ -72,9 +72,9 @@ PAPER = Paper(
             # Errors of testing; the luck of training comes on top. Best: half of the claim; the
             # median: that choosing does not matter.
             rule=(
-                "Supports if for some share of ReLU-softmax heads up to a half the best and the "
-                "median choice lie within 2 standard errors of softmax in every start; else "
-                "inconclusive, as a small network trained briefly can not refute it."
+                "It is supported where, for some share of ReLU-softmax heads up to a half, the "
+                "best and the median choice lie within 2 standard errors of softmax in every "
+                "start; else inconclusive, as a small network trained briefly can not refute it."
             ),
         ),
         Claim(
