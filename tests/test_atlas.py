@@ -64,9 +64,8 @@ def published(monkeypatch) -> list[tuple[dict, dict]]:
     monkeypatch.setattr(
         show, "publish", lambda bundle, metadata=None: shown.append((bundle, metadata))
     )
-    with matplotlib.rc_context():
-        charts.style()
-        yield shown
+    charts.style()
+    return shown
 
 
 def test_known_maps_have_known_measures():

@@ -15,12 +15,7 @@ matplotlib.use("Agg")
 
 @pytest.fixture(autouse=True)
 def styled():
-    import matplotlib.pyplot as plt
-
-    with matplotlib.rc_context():
-        charts.style()
-        yield
-    plt.close("all")
+    charts.style()
 
 
 def chart():

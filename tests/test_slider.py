@@ -21,12 +21,7 @@ matplotlib.use("Agg")
 
 @pytest.fixture(autouse=True)
 def styled():
-    import matplotlib.pyplot as plt
-
-    with matplotlib.rc_context():
-        charts.style()
-        yield
-    plt.close("all")
+    charts.style()
 
 
 def chart(k: int, **options):

@@ -87,10 +87,10 @@ def scores_problem(g, batch, classes, spread) -> dict:
     return {"logits": spread * normal(g, batch, classes)}
 
 
-# ---------------------------------------------------------------- few queries
+# ---------------------------------------------------------------- attention, of few queries or many
 
 
-def few_queries_problem(g, batch, heads, queries, keys, width, value_width) -> dict:
+def attention_problem(g, batch, heads, queries, keys, width, value_width) -> dict:
     return {
         "queries": 2 * normal(g, batch, heads, queries, width),
         "keys": normal(g, batch, heads, keys, width),
@@ -206,17 +206,6 @@ def pool_step_by_step(x: Tensor, scale: Tensor) -> Tensor:
     """Pool, subtract, scale, add: as the official code does it."""
     mean = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
     return x + scale[:, None, None] * (mean - x)
-
-
-# ---------------------------------------------------------------- ReLU-softmax attention
-
-
-def relu_problem(g, batch, heads, queries, keys, width, value_width) -> dict:
-    return {
-        "queries": 2 * normal(g, batch, heads, queries, width),
-        "keys": normal(g, batch, heads, keys, width),
-        "values": normal(g, batch, heads, keys, value_width),
-    }
 
 
 # ---------------------------------------------------------------- attention the other way
@@ -349,7 +338,7 @@ CONTRACTS: dict[str, Contract] = {
             "width": [1, 3, 8, 20],
             "value_width": [1, 5, 8],
         },
-        problem=few_queries_problem,
+        problem=attention_problem,
         batched=("queries", "keys", "values"),
     ),
     "grid_encode": Contract(
@@ -434,7 +423,7 @@ CONTRACTS: dict[str, Contract] = {
             "width": [1, 3, 8, 20],
             "value_width": [1, 5, 8],
         },
-        problem=relu_problem,
+        problem=attention_problem,
         batched=("queries", "keys", "values"),
     ),
     "scatter_attention": Contract(
