@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import textwrap
 from pathlib import Path
 
@@ -166,11 +167,16 @@ def test_claims_table(paper, published):
     bundle, _ = published[0]
     assert "✗ contradicts" in bundle["text/html"]
     assert "too small a model" in bundle["text/plain"]
-    assert (
-        "Rule: <code>supports if ours == theirs; contradicts otherwise</code>"
-        in (bundle["text/html"])
-    )
-    assert "Rule: Three readers say so." in bundle["text/html"]
+    found, rules, untested = bundle["text/html"].split("<details>")
+    rows = re.findall(r'<th scope="row".*?>(\d)\. ', found)
+    assert rows == ["1", "2", "3"], "what was tested stands open, with its numbers"
+    assert "supports if" not in found
+    assert "<code>supports if ours == theirs; contradicts otherwise</code>" in rules
+    assert "Three readers say so." in rules
+    assert re.findall(r'<th scope="row".*?>(\d)\. ', untested) == ["4"]
+    assert "a phone" in untested
+    assert "<code>python -m bench</code>" in untested
+    assert "a phone" in bundle["text/plain"], "what folds in a page stands open in a terminal"
 
 
 def test_the_notebook_keeps_of_a_claim_only_what_the_run_found(paper, published):

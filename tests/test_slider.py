@@ -193,6 +193,8 @@ def test_moving_changes_picture_label_and_alt_text(window, tmp_path):
 
 @pytest.mark.browser
 def test_focus_can_be_seen_and_a_phone_shows_it_whole(window, tmp_path):
+    from selenium.webdriver import Keys
+
     open_page(window, tmp_path, made([chart(k) for k in range(5)]), made(squares(3)))
     window.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
@@ -207,7 +209,7 @@ def test_focus_can_be_seen_and_a_phone_shows_it_whole(window, tmp_path):
         styles = "const s = getComputedStyle(arguments[0]); return [s.outlineStyle, s.outlineWidth]"
         slider = found(window, "input")[0]
         assert window.execute_script(styles, slider)[0] == "none"
-        slider.send_keys("")
+        slider.send_keys(Keys.ARROW_RIGHT)
         assert window.execute_script(styles, slider) == ["solid", "3px"]
         sizes = """return [...document.querySelectorAll('.frame-slider p')]
             .map(p => parseFloat(getComputedStyle(p).fontSize))"""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from refimpl import catalogue, checks
-from refimpl.chapter import rules, tables
+from refimpl.chapter import rules, show, tables
 
 VERDICTS = ("supports", "contradicts", "inconclusive", "not tested here")
 SIGNS = {"supports": "✓", "contradicts": "✗", "inconclusive": "≈", "not tested here": "–"}
@@ -120,31 +120,64 @@ def out_of_reach(claim: catalogue.Claim) -> Report:
 
 
 def table(stem: str) -> None:
-    """Show every claim of a paper: statement, the paper's figure, ours, verdict, why and rule.
+    """Show every claim of a paper: what was tested as a table; rules and the rest fold below it.
 
     The output's metadata keeps the reports for the book's ledger.
     """
-    found = rows(stem)
-    shown = [
-        {
-            "Claim": f"{i}. {claim.statement}",
-            "The paper reports": claim.reported or "–",
-            "Measured here": made.measured or "–",
-            "Verdict": f"{SIGNS[made.verdict]} {made.verdict}",
-            "Why": reason(claim, made),
-        }
-        for i, (claim, made) in enumerate(found, 1)
-    ]
-    tables.table(
-        shown,
-        f"The claims of {catalogue.PAPERS[stem].name}, and what this run found",
-        metadata={"refimpl": {"claims": [made.record() for _, made in found]}},
-    )
+    numbered = [(i, claim, made) for i, (claim, made) in enumerate(rows(stem), 1)]
+    tested = [row for row in numbered if row[2].verdict != "not tested here"]
+    untested = [row for row in numbered if row[2].verdict == "not tested here"]
+    parts = []
+    if tested:
+        title = f"The claims of {catalogue.PAPERS[stem].name}, and what this run found"
+        shown = [tested_row(*row) for row in tested]
+        parts.append((tables.as_html(shown, title), tables.as_text(shown, title)))
+    ruled = [{"Claim": str(i), "Rule": written(claim.rule)} for i, claim, _ in tested if claim.rule]
+    if ruled:
+        parts.append(folded("The rules of the verdicts, which stood before the numbers", ruled))
+    if untested:
+        title = f"{counted(len(untested))} not tested here, and what a test would need"
+        parts.append(folded(title, [untested_row(*row) for row in untested]))
+    bundle = {
+        "text/html": "\n".join(html for html, _ in parts),
+        "text/plain": "\n\n".join(text for _, text in parts),
+    }
+    records = [made.record() for _, _, made in numbered]
+    show.publish(bundle, {"refimpl": {"claims": records}})
 
 
-def reason(claim: catalogue.Claim, made: Report) -> str:
-    """Why the verdict is what it is, and by which rule."""
-    if not claim.rule or made.verdict == "not tested here":
-        return made.why
-    rule, _, _ = claim.rule.partition("; where ")  # the chapter says what the names mean
-    return f"{made.why}\nRule: `{rule}`" if rules.computed(rule) else f"{made.why}\nRule: {rule}"
+def tested_row(number: int, claim: catalogue.Claim, made: Report) -> dict[str, str]:
+    return {
+        "Claim": f"{number}. {claim.statement}",
+        "The paper reports": claim.reported or "–",
+        "Measured here": made.measured or "–",
+        "Verdict": f"{SIGNS[made.verdict]} {made.verdict}",
+        "Why": made.why,
+    }
+
+
+def untested_row(number: int, claim: catalogue.Claim, made: Report) -> dict[str, str]:
+    return {
+        "Claim": f"{number}. {claim.statement}",
+        "The paper reports": claim.reported or "–",
+        "Why not": made.why,
+    }
+
+
+def folded(title: str, shown: list[dict[str, str]]) -> tuple[str, str]:
+    """A table that opens when asked: as HTML, and as text."""
+    inside = tables.as_html(shown, "")
+    page = f"<details><summary>{tables.cell(title)}</summary>\n{inside}\n</details>"
+    return page, tables.as_text(shown, title)
+
+
+def written(rule: str) -> str:
+    """A rule with what is computed in it as code, and what its names mean in words."""
+    if not rules.computed(rule):
+        return rule
+    formula, where, meaning = rule.partition("; where ")
+    return f"`{formula}`{where}{meaning}"
+
+
+def counted(count: int) -> str:
+    return "One claim was" if count == 1 else f"{count} claims were"

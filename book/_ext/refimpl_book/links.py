@@ -237,18 +237,17 @@ def link_claims(stem: str, chapter: nodes.section, to: Callable[..., str]) -> No
     for node in list(chapter.findall(nodes.raw)):
         text = node.astext()
         if 'class="lab-table' in text and "<caption>The claims of" in text:
-            head, body, rest = re.split(
-                r"(?<=<tbody role=\"rowgroup\">)|(?=</tbody>)", text, maxsplit=2
-            )
-            numbers = iter(range(1, 100))
 
-            def row(match: re.Match, numbers=numbers) -> str:
-                number = next(numbers)
+            def row(match: re.Match) -> str:
+                numbered = re.search(r">(\d+)\. ", match[0])
+                if not numbered:
+                    return match[0]
+                number = numbered[1]
                 address = to("book/ledger", f"{stem}.{number}")
                 link = f'<a class="claim" href="{address}" title="In the ledger">{number}.</a>'
                 made = match[0].replace("<tr", f'<tr id="claim-{number}"', 1)
-                return re.sub(rf">{number}\. ", f">{link} ", made, count=1)
+                return made.replace(numbered[0], f">{link} ", 1)
 
-            body = cells.ROW.sub(row, body)
+            text = cells.ROW.sub(row, text)
             node.clear()
-            node.append(nodes.Text(head + body + rest))
+            node.append(nodes.Text(text))
