@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import refimpl
-from refimpl import weights
+from refimpl import checks, weights
 from refimpl.catalogue import PARTS
 from refimpl.layers import Probe
 from refimpl.viz import attention
@@ -54,7 +54,7 @@ def image_model(stem: str, **kwargs):
 
 def images_for(model, batch: int = 1):
     torch.manual_seed(1)
-    return torch.randn(batch, model.in_chans, model.img_size, model.img_size)
+    return torch.randn(batch, model.in_chans, *checks.image_size(model.img_size))
 
 
 def test_import_is_light():

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import refimpl
 import store
-from refimpl import kernels
+from refimpl import checks, kernels
 from refimpl.lab import measure
 from refimpl.weights import load_official
 
@@ -77,7 +77,8 @@ def measure_model(name: str, rounds: int) -> list[dict]:
         return []
     theirs = peer(name, model)
     model = model.to(DEVICE)
-    one = torch.zeros(1, model.in_chans, model.img_size, model.img_size, device=DEVICE)
+    size = checks.image_size(model.img_size)
+    one = torch.zeros(1, model.in_chans, *size, device=DEVICE)
     work = measure.macs(model, one)
     rows = []
     for batch in (1, 8):

@@ -20,6 +20,8 @@ PAPER = Paper(
     code="https://github.com/sharc-lab/Edge-MoE",
     commit="984b23bd7e733335213f3a33eac6a3947872973f",
     licence="none stated",
+    variants=("tiny", "small", "small_k4", "base_k4"),
+    kernels=("grouped_experts",),
     claims=(
         Claim(
             id="edge_moe.1",
@@ -40,39 +42,62 @@ PAPER = Paper(
             ),
             reported="constant bandwidth",
             kind="identity",
+            rule=(
+                "supports if apart <= 1e-12 and peak <= 2; contradicts if apart > 1e-12 or peak > 2"
+            ),
         ),
         Claim(
             id="edge_moe.3",
             statement="One-pass softmax equals two-pass softmax up to rounding.",
             reported="no loss of accuracy",
             kind="identity",
+            rule=(
+                "supports if ratio <= 1.5 and without_maximum > 100000; contradicts if ratio > 1.5"
+            ),
         ),
         Claim(
             id="edge_moe.4",
             statement="GELU as ReLU minus a small table is accurate.",
             reported="negligible error at low cost",
             kind="identity",
+            rule=(
+                "supports if error <= 1e-4 and entries < direct_entries; contradicts if"
+                " error > 1e-4"
+            ),
         ),
         Claim(
             id="edge_moe.5",
-            statement="One linear unit serves all layers, direct or through a queue.",
+            statement=(
+                "One linear unit serves all layers: queries, keys, values, projection, MLP and"
+                " experts."
+            ),
             reported="one unit in the design",
             kind="identity",
+            rule="supports if wrong == 0; contradicts if wrong > 0",
         ),
         Claim(
             id="edge_moe.6",
             statement="Working expert by expert loads the weights of each used expert once.",
             reported="no memory overhead for experts",
             kind="identity",
+            rule="supports if loads == used; contradicts if loads > used",
         ),
         Claim(
             id="edge_moe.7",
-            statement=(
-                "Two tasks use different experts of one pool, and two of sixteen experts need an "
-                "eighth of the experts' multiply-adds."
-            ),
-            reported="over 80 % less computation (M³ViT)",
+            statement="Each task uses experts of its own in a pool that all tasks share.",
+            reported="task-level sparsity: one gate a task",
             kind="miniature",
+            rule=(
+                "supports if least_drop >= 30 and least_beyond_control >= 20; contradicts if"
+                " least_drop < 10"
+            ),
+        ),
+        Claim(
+            id="edge_moe.8",
+            statement="A few experts of many keep quality at a fraction of the multiply-adds.",
+            reported="over 80 % less computation (M³ViT, against other multi-task networks)",
+            kind="miniature",
+            rule="supports if least_gain > 10; contradicts if least_gain <= 0",
         ),
     ),
     differences=(
@@ -84,6 +109,7 @@ PAPER = Paper(
                 "waits for indices that never come."
             ),
             effect="The hardware deadlocks and the simulation crashes; not reproduced.",
+            test="tests/papers/test_edge_moe.py::test_all_tokens_may_choose_one_expert",
         ),
         Difference(
             id="edge_moe.d2",
@@ -93,18 +119,21 @@ PAPER = Paper(
                 "to hold the old value."
             ),
             effect="Correct by luck; the evident intent is implemented.",
+            test="tests/papers/test_edge_moe.py::test_the_two_best_are_found_in_any_order",
         ),
         Difference(
             id="edge_moe.d3",
             paper_says="The variance is computed as E[x²] − E[x]².",
             code_does="With truncation it can be zero or negative for nearly constant tokens.",
             effect="Division by zero, or the root of a negative number; real tokens do not hit it.",
+            test="tests/papers/test_edge_moe.py::test_layer_norm_of_constant_tokens_is_refused",
         ),
         Difference(
             id="edge_moe.d4",
             paper_says="M³ViT's load compares logits with logits.",
             code_does="Raw logits are compared with thresholds from softmaxed values.",
             effect="Units are mixed when noise is on; the published command has none.",
+            test="tests/papers/test_edge_moe.py::test_the_chance_of_a_choice_needs_one_unit",
         ),
         Difference(
             id="edge_moe.d5",
@@ -114,18 +143,14 @@ PAPER = Paper(
                 "command line wins."
             ),
             effect="43 M or 72 M parameters under one name.",
+            test="tests/papers/test_edge_moe.py::test_parameters_of_the_table",
         ),
         Difference(
             id="edge_moe.d6",
-            paper_says="M³ViT offers two gate classes.",
-            code_does="One names an argument `num_task`, its callers pass `num_tasks`.",
-            effect="The second gate can't be built through the layer as released.",
-        ),
-        Difference(
-            id="edge_moe.d7",
             paper_says="Fixed point is close to float.",
             code_does="Every product is truncated towards minus infinity.",
             effect="Errors have a sign: a sum over 192 inputs is low by 96 steps on average.",
+            test="tests/papers/test_edge_moe.py::test_products_are_cut_one_by_one_and_drift",
         ),
     ),
 )

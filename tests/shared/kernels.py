@@ -131,6 +131,23 @@ def grid_composed(points: Tensor, table: Tensor, scales, max_entries: int) -> Te
     return torch.cat(features, 1)
 
 
+# ---------------------------------------------------------------- grouped experts
+
+
+def experts_problem(g, batch, dim, hidden, experts, choices) -> dict:
+    score = torch.rand(batch, experts, generator=g, dtype=torch.float64)
+    score, chosen = score.topk(min(choices, experts))
+    return {
+        "x": normal(g, batch, dim),
+        "chosen": chosen,
+        "score": score,
+        "w1": normal(g, experts, hidden, dim) / dim**0.5,
+        "b1": normal(g, experts, hidden),
+        "w2": normal(g, experts, dim, hidden) / hidden**0.5,
+        "b2": normal(g, experts, dim),
+    }
+
+
 # ---------------------------------------------------------------- hidden state mixer
 
 
@@ -353,6 +370,17 @@ CONTRACTS: dict[str, Contract] = {
         problem=grid_problem,
         batched=("points",),
         composed=grid_composed,
+    ),
+    "grouped_experts": Contract(
+        shapes={
+            "batch": [1, 2, 7, 40],
+            "dim": [1, 3, 16, 35],
+            "hidden": [1, 4, 33],
+            "experts": [1, 2, 5],
+            "choices": [1, 2, 3],
+        },
+        problem=experts_problem,
+        batched=("x", "chosen", "score"),
     ),
     "hsm_ssd": Contract(
         shapes={
