@@ -182,8 +182,11 @@ def hooks_keep_what_layers_gave(build: Build, images: Tensor) -> None:
     assert called >= kept.keys()
 
 
-def gradient_of_one_image_is_right(build: Build, images: Tensor) -> None:
-    """In evaluation mode: as in a batch of two, and as finite differences say."""
+def gradient_of_one_image_is_right(build: Build, images: Tensor, slope_too: bool = True) -> None:
+    """In evaluation mode: as in a batch of two, and as finite differences say.
+
+    slope_too: without the second, where thresholds pass gradients straight through.
+    """
     model = build().double()
     images = images[:2].double() if is_real(images) else images[:2]
 
@@ -205,6 +208,8 @@ def gradient_of_one_image_is_right(build: Build, images: Tensor) -> None:
         slope_by_weights_is_right(model, images[:1], of_weights, loss)
         return
     assert error(one, both[:1]) < 1e-9
+    if not slope_too:
+        return
     direction = torch.randn_like(images[:1])
     step = 1e-6 * direction
     with torch.no_grad():
