@@ -88,7 +88,7 @@ PAPER = Paper(
         Claim(
             id="lgvit.6",
             statement=(
-                "The speed-up by layers (12 over the mean exit layer) is the speed-up in "
+                "Counting layers (12 over the mean exit layer) measures the speed-up in "
                 "multiply-adds."
             ),
             reported="speed-up is reported by layers",
