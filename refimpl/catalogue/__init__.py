@@ -104,6 +104,7 @@ BASES: dict[str, tuple[str, ...]] = {
         *("tf_b0", "tf_b1", "tf_b2", "tf_b3", "tf_b4", "tf_b5", "tf_b6", "tf_b7"),
         "lite0",
     ),
+    "hiera": ("tiny", "small", "base", "base_plus", "large", "huge"),
     "llama": ("2_7b", "2_13b", "2_70b", "3_8b", "3_70b"),
     "mobilevit": (
         *("xxs", "xs", "s"),
@@ -141,6 +142,14 @@ BASES_PUBLISHED: dict[str, Published] = {
             *(("b0", 77.1), ("b1", 79.1), ("b2", 80.1), ("b3", 81.6)),
             *(("b4", 82.9), ("b5", 83.6), ("b6", 84.0), ("b7", 84.3)),
             ("lite0", 75.1),
+        ),
+    ),
+    "hiera": Published(
+        "Hiera",
+        "Apache-2.0, weights CC-BY-NC-4.0",
+        (
+            *(("tiny", 82.8), ("small", 83.8), ("base", 84.5)),
+            *(("base_plus", 85.2), ("large", 86.1), ("huge", 86.9)),
         ),
     ),
     "mobilevit": Published(
