@@ -86,8 +86,8 @@ PAPER = Paper(
             ),
             reported="the point of 'multiple-frequency'; the paper's tables were not at hand",
             kind="miniature",
-            # least, most: of (three bands − two serial bands) over the seeds, in points of the mean of
-            # the three questions, at equal width; headroom: oracle − serial pair, the same mean,
+            # least, most: of (three bands − two serial bands) over the seeds, in points of the mean
+            # of the three questions, at equal width; headroom: oracle − serial pair, the same mean,
             # the largest over seeds. Room was asked for after a first measurement, where the pair
             # had reached the oracle: without it neither verdict is fair.
             rule=(
@@ -97,8 +97,8 @@ PAPER = Paper(
         Claim(
             id="fmvit.6",
             statement=(
-                "Attention (without positions and pooling) is a low-pass filter in the strong sense: "
-                "the higher the frequency, the less comes through."
+                "Attention (without positions and pooling) is a low-pass filter in the strong "
+                "sense: the higher the frequency, the less comes through."
             ),
             reported="not in the abstract; a strong reading of the literature that it builds on",
             kind="identity",
