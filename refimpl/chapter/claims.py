@@ -134,7 +134,7 @@ def table(stem: str) -> None:
         parts.append((tables.as_html(shown, title), tables.as_text(shown, title)))
     ruled = [{"Claim": str(i), "Rule": written(claim.rule)} for i, claim, _ in tested if claim.rule]
     if ruled:
-        parts.append(folded("The rules of the verdicts, which stood before the numbers", ruled))
+        parts.append(folded("The rules of the verdicts", ruled))
     if untested:
         title = f"{counted(len(untested))} not tested here, and what a test would need"
         parts.append(folded(title, [untested_row(*row) for row in untested]))
