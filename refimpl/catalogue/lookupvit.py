@@ -35,8 +35,9 @@ PAPER = Paper(
             kind="miniature",
             rule=(
                 "supports if most_behind <= 1 and share <= 50; contradicts if least_behind > 1; "
-                "where behind is by how many points LookupViT stays behind ViT in the game, over "
-                "starts, share the % of ViT's multiply-adds"
+                "where behind is by how many points LookupViT stays behind ViT in the game with "
+                "noise of 0.6, over starts (on clean scenes both are always right), share the % of "
+                "ViT's multiply-adds"
             ),
         ),
         Claim(
