@@ -90,7 +90,7 @@ def test_the_rule(differences, verdict):
 def test_sentences_table_and_drawing_say_the_verdict(method, verdict):
     comparison = tokens.Comparison(made_record(method))
     assert set(comparison.verdicts("1").values()) == {verdict}
-    assert f"{verdict} for STViT (9 tokens)" in tokens.seen(comparison)
+    assert tokens.seen(comparison).count(f"<strong>{verdict}</strong>: STViT") == 2
     assert f"{verdict}</td>" in tokens.table(comparison)
     assert "&lt;machine&gt;" in tokens.table(comparison)
     drawn = ElementTree.fromstring(tokens.figure(comparison, "16"))
@@ -98,6 +98,12 @@ def test_sentences_table_and_drawing_say_the_verdict(method, verdict):
     assert f"STViT, 9 tokens: {method[1]:.1f} % at {method[0]:.2f}" in picture.get("aria-label")
     shown = {label.text for label in picture.iter("text")}
     assert {"full ViT", tokens.SMALLEST, "STViT, 9 tokens"} <= shown, "labelled directly"
+
+
+def test_settings_are_named_where_a_method_is_divided():
+    among = ["A, 1", "A, 2", "B, x"]
+    assert tokens.listed(["A, 1", "A, 2"], among) == "A"
+    assert tokens.listed(["A, 2", "B, x"], among) == "A (2), B"
 
 
 def test_a_failed_control_is_said_first():

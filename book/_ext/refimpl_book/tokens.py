@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -154,8 +155,8 @@ def seen(comparison: Comparison) -> str:
         for kind in SIGNS:
             names = [name for name, verdict in verdicts.items() if verdict == kind]
             if names:
-                parts.append(f"{kind} for {listed(names)}")
-        sentences.append(f"With {words}, by the rule: {'; '.join(parts)}.")
+                parts.append(f"<strong>{kind}</strong>: {listed(names, verdicts)}")
+        sentences.append(f"With {words}, {'; '.join(parts)}.")
     count = comparison.record["test_images"]
     percent = np.mean([point["accuracy"] for point in comparison.record["points"]]) / 100
     error = 100 * (percent * (1 - percent) / count) ** 0.5
@@ -168,14 +169,18 @@ def seen(comparison: Comparison) -> str:
     return f"<p>{' '.join(sentences)}</p>"
 
 
-def listed(names: Sequence[str]) -> str:
-    """`LGViT (threshold 0.5, threshold 0.7) and STViT (9 tokens)`."""
-    settings: dict[str, list[str]] = {}
-    for name in names:
-        method, _, setting = name.partition(", ")
-        settings.setdefault(method, []).append(setting)
-    shown = [f"{method} ({', '.join(values)})" for method, values in settings.items()]
-    return html.escape(" and ".join([", ".join(shown[:-1]), shown[-1]] if shown[1:] else shown))
+def listed(names: Sequence[str], among: Iterable[str]) -> str:
+    """`LGViT (threshold 0.5, threshold 0.7), STViT`: settings where others of the method are left.
+
+    among: all points of all methods.
+    """
+    shown = []
+    for method in dict.fromkeys(name.partition(", ")[0] for name in names):
+        own = [name for name in names if name.startswith(method)]
+        whole = len(own) == sum(name.startswith(method) for name in among)
+        settings = ", ".join(name.partition(", ")[2] for name in own)
+        shown.append(method if whole else f"{method} ({settings})")
+    return html.escape(", ".join(shown))
 
 
 def table(comparison: Comparison) -> str:
@@ -226,16 +231,17 @@ def figure(comparison: Comparison, batch: str) -> str:
 
     pieces = axes(x, y, longest, low, high)
     rivals = {name: place for name, place in places.items() if comparison.kinds[name] == "ViT"}
-    corners = [f"{x(t):.1f},{y(a):.1f}" for t, a in zip(*front(list(rivals.values())), strict=True)]
+    corners = [(x(t), y(a)) for t, a in zip(*front(list(rivals.values())), strict=True)]
+    line = " ".join(f"{across:.1f},{down:.1f}" for across, down in corners)
     pieces.append(
-        f'<polyline points="{" ".join(corners)}" fill="none" stroke="currentColor"'
+        f'<polyline points="{line}" fill="none" stroke="currentColor"'
         ' stroke-width="1.5" stroke-dasharray="4 3"/>'
     )
     for name, (seconds, accuracy) in places.items():
         colour = COLOURS.get(comparison.kinds[name])
         shade = f"var(--book-{colour})" if colour else "currentColor"
         pieces.append(marker(comparison.kinds[name], x(seconds), y(accuracy), shade))
-    pieces += labels(places, comparison, x, y)
+    pieces += labels(places, comparison, corners, x, y)
     words = [
         f"{name}: {accuracy:.1f} % at {seconds:.2f}" for name, (seconds, accuracy) in places.items()
     ]
@@ -287,9 +293,13 @@ def marker(kind: str, x: float, y: float, shade: str) -> str:
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{shade}"/>'
 
 
-def labels(places: dict, comparison: Comparison, x, y) -> list[str]:
-    """Names beside their points, each where no other name, no point and no border is in the way."""
+def labels(places: dict, comparison: Comparison, corners: list[tuple], x, y) -> list[str]:
+    """Names beside their points, each where no name, point, line or border is in the way."""
     taken = [(x(t) - 6, x(t) + 6, y(a) - 6, y(a) + 6) for t, a in places.values()]
+    for (left, low), (right, high) in itertools.pairwise(corners):
+        for part in np.linspace(0, 1, 30):
+            across, down = left + part * (right - left), low + part * (high - low)
+            taken.append((across - 1, across + 1, down - 1, down + 1))
     found = []
     for name, (seconds, accuracy) in places.items():
         words = name.removeprefix("LGViT, threshold ").removeprefix("LookupViT, ")
