@@ -1,10 +1,10 @@
 """The book's local Sphinx extension: pages made from the catalogue, the chapters and the results.
 
 `sources` reads and `html` writes HTML; `katex` sets mathematics at build time. `pages`, `evidence`,
-`speed`, `tokens`, `operations` and `atlas` hold the directives, `api` the reference pages.
-`reading` arranges a chapter's page, out of what `cells` makes of its cells. `theme` says what each
-page gets and what is taken away from it, `pictures` gives figures their place, `dark` draws those
-of the dark theme. `search` makes both spellings one word, `social` describes a page to others.
+`speed`, `operations` and `atlas` hold the directives, `api` the reference pages. `reading` arranges
+a chapter's page, out of what `cells` makes of its cells. `theme` says what each page gets and what
+is taken away from it, `pictures` gives figures their place, `dark` draws those of the dark theme.
+`search` makes both spellings one word, `social` describes a page to others.
 Nothing here asks a network for anything.
 """
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))  # the checkout's refimpl, whether or not it is in
 
 EVERYWHERE = ("katex", "theme", "pictures", "dark", "search", "social")
 CHAPTERS = ("reading", "notation")
-PAGES = ("api", "pages", "landing", "ledger", "evidence", "speed", "tokens", "operations", "atlas")
+PAGES = ("api", "pages", "landing", "ledger", "evidence", "speed", "operations", "atlas")
 
 
 def setup(app):
