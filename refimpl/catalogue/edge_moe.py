@@ -97,7 +97,10 @@ PAPER = Paper(
             statement="A few experts of many keep quality at a fraction of the multiply-adds.",
             reported="over 80 % less computation (M³ViT, against other multi-task networks)",
             kind="miniature",
-            rule="supports if least_gain > 10; contradicts if least_gain <= 0",
+            rule=(
+                "supports if least_gain > 10 and most_lost <= 5; contradicts if least_gain <= 0"
+                " or least_lost > 5"
+            ),
         ),
     ),
     differences=(
