@@ -146,7 +146,7 @@ PAPER = Paper(
             id="fmvit.10",
             statement=(
                 "In one block the wiring decides: a convolution that reads what attention gave "
-                "combines near and far, one beside it does not."
+                "learns to combine near and far, one beside it does not."
             ),
             reported="not in the abstract; the lineage (Next-ViT) is wired in series",
             kind="miniature",
