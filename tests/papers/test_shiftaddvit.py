@@ -13,6 +13,7 @@ from torch import nn
 
 import refimpl
 from refimpl import golden, weights
+from refimpl.bases import accelerator
 from refimpl.bases.deepshift import (
     ShiftLinear,
     fixed_point,
@@ -220,7 +221,18 @@ def check_dispatch(case):
     case.check({"part_sizes": (gates > 0).sum(0), "output": y}, rtol=1e-6)
 
 
+def check_energy(case):
+    kinds = {"Conv": "conv", "FC": "linear", "Shift": "shift", "Add": "add"}
+    found = []
+    for kind, sizes in zip(case.arguments["types"], case.recorded("layers"), strict=True):
+        layer = accelerator.Layer(kinds[kind], *(int(size) for size in sizes))
+        costs = list(accelerator.bill(layer))
+        found.append(costs[:6] + [0.0] + costs[6:])  # from memory to buffer is free in the code
+    case.check({"metrics": np.array(found)}, rtol=1e-9)
+
+
 FUNCTIONS = {
+    "energy_model": check_energy,
     "power_of_two": check_powers,
     "fixed_point": check_fixed_point,
     "shift_linear": check_shift_linear,
@@ -326,6 +338,55 @@ def test_rounding_down_is_biased():
     assert gap.mean().item() == pytest.approx(-0.5, abs=0.02)
 
 
+# ---------------------------------------------------------------- energy
+
+
+def block_linears():
+    """Tokens, inputs and outputs of the linear layers that the paper turns into shifts, in B0."""
+    with torch.device("meta"):
+        net = refimpl.create_model("shiftaddvit_b0")
+        sizes = []
+        for name, part in net.named_modules():
+            dense = name.startswith("stages.3") and ".attn." in name
+            if isinstance(part, nn.Linear) and part is not net.head and not dense:
+                part.register_forward_hook(
+                    lambda layer, args, y: sizes.append((y.shape[1], *layer.weight.shape[::-1]))
+                )
+        net(torch.empty(1, 3, 224, 224))
+    return sizes
+
+
+def test_linear_layers_of_b0_cost_what_the_official_code_says():
+    """19.32 mJ by products of which 1.50 compute, and 5.62 mJ by shifts of which 0.05 do."""
+    sizes = block_linears()
+    assert len(sizes) == 34
+    for kind, total, arithmetic in (("linear", 19.32, 1.50), ("shift", 5.62, 0.053)):
+        bills = [accelerator.bill(accelerator.linear(*each, kind)) for each in sizes]
+        assert sum(bill.energy for bill in bills) == pytest.approx(total, rel=1e-3)
+        assert sum(bill.arithmetic for bill in bills) == pytest.approx(arithmetic, rel=1e-2)
+        for bill in bills:
+            moved = bill.dram + bill.buffer + bill.network + bill.registers
+            assert bill.arithmetic + moved == pytest.approx(bill.energy)
+            assert bill.energy >= bill.least_energy and bill.latency >= bill.least_latency
+
+
+def test_additions_are_moved_for_free():
+    """shiftaddvit.d8: neither memory nor buffer; the same layer by products pays for both."""
+    added, multiplied = (
+        accelerator.bill(accelerator.linear(64, 16, 32, kind)) for kind in ("add", "linear")
+    )
+    assert added.dram == added.buffer == 0 < min(multiplied.dram, multiplied.buffer)
+    assert added.energy < multiplied.energy / 2
+
+
+def test_8_bits_move_fewer_bits_and_do_more_at_once():
+    layer = accelerator.linear(64, 64, 128)
+    narrow, wide = accelerator.bill(layer, 8), accelerator.bill(layer)
+    assert narrow.arithmetic == pytest.approx(wide.arithmetic * 0.2 / 3.7)
+    assert narrow.least_energy < wide.least_energy / 4
+    assert narrow.least_latency < wide.least_latency
+
+
 # ---------------------------------------------------------------- the mixture
 
 
@@ -415,6 +476,13 @@ def test_conversion_keeps_dense_weights_and_training_moves_routers():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: accelerator.bill(accelerator.linear(4, 4, 4, "product")), "kind='product'"),
+        (lambda: accelerator.bill(accelerator.linear(4, 4, 4), bits=16), "bits='16' is not known"),
+        (lambda: accelerator.bill(accelerator.linear(0, 4, 4)), "batch=0 must be an integer of"),
+        (
+            lambda: accelerator.bill(accelerator.Layer("conv", 1, 13, 1, 20, 20, 4, 8, 8, 4)),
+            "fits in no way on the accelerator",
+        ),
         (lambda: build(attention="linear"), "attention='linear' is not known"),
         (lambda: build(img_size=48), "img_size=48 must be a positive multiple of 32"),
         (lambda: build(num_heads=(1, 2, 5, 4)), "num_heads=5 must be at least 1 and divide dim=24"),
