@@ -73,7 +73,8 @@ PAPER = Paper(
             reported="more tokens at the faster expert, comparable accuracy",
             kind="miniature",
             # least, most: share of tokens that need a multiplication and get one, over the starts,
-            # at the paper's λ = 0.01, where they are more than the balance allots
+            # at the paper's λ = 0.01, where the quota can serve them all (40 % need one). First the
+            # rule was for 80 %, of which a balance that holds can serve half at most.
             rule="supports if least > 0.9; contradicts if most < 0.5",
         ),
         Claim(
