@@ -100,8 +100,9 @@ class Exactness(Page):
                 said.append(f"<strong>{good} of {len(of_kind)} {kind}s</strong> ({words})")
         return (
             f"Reference outputs that agree: {', '.join(said)}. The largest deviation of a compared"
-            f" output is {html.format_number(worst, 2)} of its norm; the limit is 10⁻⁴. Checked on"
-            f" {html.span(dates)} with torch {html.escape(', '.join(versions))}. {certified} of"
+            f" output is {html.format_number(worst, 2)} of its norm; the limit is 10⁻⁴"
+            f" (10⁻³ at thresholds). Checked on {html.span(dates)} with torch"
+            f" {html.escape(', '.join(versions))}. {certified} of"
             f" the {len(sources.models())} models that can be created are held against a"
             " reference output of their own; the rest share its code."
         )
