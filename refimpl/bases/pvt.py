@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from refimpl import checks
+from refimpl.bases.deit import Attention
 from refimpl.deploy import deploy
 from refimpl.layers import DropPath, attention, drop_path_rates
 
@@ -34,20 +35,11 @@ class OverlapPatchEmbed(nn.Module):
         return self.norm(rearrange(x, "b c h w -> b (h w) c")), (x.shape[2], x.shape[3])
 
 
-class SoftmaxAttention(nn.Module):
-    """Ordinary multi-head attention: (b, n, dim) -> (b, n, dim)."""
-
-    def __init__(self, dim: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+class SoftmaxAttention(Attention):
+    """Ordinary multi-head attention, which needs no grid: (b, n, dim) -> (b, n, dim)."""
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        q, k, v = rearrange(
-            self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads
-        )
-        return self.proj(rearrange(attention(q, k, v), "b heads n d -> b n (heads d)"))
+        return super().forward(x)
 
 
 class ReducedAttention(nn.Module):

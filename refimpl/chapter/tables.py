@@ -15,12 +15,11 @@ NUMBER = re.compile(r"[−+-]?[\d., ]+( ?[%×])?|")
 WIDEST = 130  # characters of a table that is printed as one
 
 
-def table(rows: Sequence[Row], caption: str = "", metadata: dict | None = None) -> None:
+def table(rows: Sequence[Row], caption: str = "") -> None:
     """Show rows as an accessible table.
 
     rows: column name -> value; the first column names the row. Numbers are shown as they are:
         round them before. `backticks` in a cell become code.
-    metadata: goes into the output's metadata, for the book.
     Raises `ValueError` on no rows or unequal columns.
     """
     if not rows:
@@ -32,7 +31,7 @@ def table(rows: Sequence[Row], caption: str = "", metadata: dict | None = None) 
                 f"table: row {i} has the columns {list(row)}, the first row has {columns}"
             )
     bundle = {"text/html": as_html(rows, caption), "text/plain": as_text(rows, caption)}
-    show.publish(bundle, metadata)
+    show.publish(bundle)
 
 
 def as_html(rows: Sequence[Row], caption: str) -> str:
