@@ -4,7 +4,7 @@ Computes, prints nothing but progress bars. Importing it is cheap: scikit-learn,
 Pillow are imported by the functions that need them.
 """
 
-from refimpl.lab import data, measure, train
+from refimpl.lab import data, measure, search, train
 from refimpl.lab.pretrained import classify, weights_of
 
-__all__ = ["classify", "data", "measure", "train", "weights_of"]
+__all__ = ["classify", "data", "measure", "search", "train", "weights_of"]
