@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from refimpl import checks
 from refimpl.bases.deit import Attention
 from refimpl.deploy import deploy
-from refimpl.layers import DropPath, attention, drop_path_rates
+from refimpl.layers import DropPath, Layout, attention, drop_path_rates
 
 MakeAttention = Callable[[int, int, int, int], nn.Module]  # dim, num_heads, reduction, stage
 MakeLinear = Callable[[int, int], nn.Module]
@@ -166,8 +166,11 @@ class PVTv2(nn.Module):
             checks.heads(dim, num_heads[i])
             embed = OverlapPatchEmbed(chans, dim, 3 if i else 7, 2 if i else 4)
             blocks = []
+            stride = 4 * 2**i  # of this stage's tokens
             for _ in range(depths[i]):
                 attn = attention(dim, num_heads[i], reductions[i], i)
+                if isinstance(attn, SoftmaxAttention):
+                    attn.probe.layout = Layout((self.sides[0] // stride, self.sides[1] // stride))
                 mlp = ConvMlp(dim, mlp_ratios[i] * dim, linear, relu)
                 blocks.append(Block(dim, attn, mlp, next(rates)))
             self.stages.append(Stage(embed, blocks, dim))

@@ -17,6 +17,7 @@ PAPER = Paper(
     code="https://github.com/GATECH-EIC/ShiftAddViT",
     commit="47671cf011ad0211b9f6d476dd443157687b63c1",
     licence="Apache-2.0",
+    kernels=("masked_sum", "shift_product"),
     variants=(
         *("b0", "b1", "b2", "b3", "b4", "b5"),
         *("b0_sra", "b1_sra", "b2_sra", "b3_sra", "b4_sra", "b5_sra"),

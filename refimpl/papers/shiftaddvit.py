@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from refimpl import checks
 from refimpl.bases.deepshift import ShiftLinear, straight_through
 from refimpl.bases.pvt import PVTv2, ReducedAttention, SoftmaxAttention
+from refimpl.layers import Probe
 from refimpl.weights import Rules
 
 NOISE = 0.5  # standard deviation of the router's noise: 1 / number of experts
@@ -57,6 +58,17 @@ def add_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     context = keys.mT @ values  # C_kᵀ v: row j is the sum of the values whose key has bit j
     read = values / 2 + queries @ context / math.pi  # again sums: of the rows at a query's bits
     return read / read.norm(dim=-1, keepdim=True)
+
+
+def code_map(queries: Tensor, keys: Tensor) -> Tensor:
+    """The map A of attention over codes: two of (b, heads, n, bits) -> (b, heads, n, n).
+
+    ½ on the diagonal and the number of common bits over π, rows scaled to sum 1; `add_attention`
+    gives A values, scaled to length 1.
+    """
+    common = queries @ keys.mT / math.pi
+    weights = common + torch.eye(common.shape[-1]).to(common) / 2
+    return weights / weights.sum(-1, keepdim=True)
 
 
 def threshold_codes(x: Tensor) -> Tensor:
@@ -165,7 +177,10 @@ def balance_loss(clean: Tensor, noisy: Tensor, latencies: Sequence[float] = (6, 
 
 @contextmanager
 def routes(model: nn.Module) -> Iterator[list[Tensor]]:
-    """A list of what every router says while the context lasts: (2, b, n, 2), clean and noisy."""
+    """A list of what every router says while the context lasts: (2, b, n, 2), clean and noisy.
+
+    model: any module that holds routers, in order of their calls; without one the list stays empty.
+    """
     found: list[Tensor] = []
     handles = [
         part.register_forward_hook(lambda module, args, logits: found.append(logits))
@@ -180,7 +195,11 @@ def routes(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def mixture_loss(model: nn.Module, images: Tensor, labels: Tensor, balance: float = 0.01) -> Tensor:
-    """Cross-entropy + λ · the mean balance loss of all routers; balance: λ."""
+    """Cross-entropy + λ · the mean balance loss of all routers: -> scalar.
+
+    model: images (b, …) -> logits (b, classes), with routers in it (`moe=True` or `with_experts`);
+    labels: (b,); balance: λ. Raises `ValueError` where there is no router.
+    """
     checks.at_least(0, balance=balance)
     with routes(model) as found:
         loss = F.cross_entropy(model(images), labels)
@@ -192,7 +211,8 @@ def mixture_loss(model: nn.Module, images: Tensor, labels: Tensor, balance: floa
 def with_experts(model: nn.Module) -> nn.Module:
     """A copy whose blocks' linear layers are mixtures; both experts start from the dense weights.
 
-    The last stage's attention stays dense, as in the paper.
+    model: a trained `ShiftAddViT` with attention "hash" or another and without experts. The last
+    stage's attention stays dense, as in the paper.
     """
     mixed = copy.deepcopy(model)
     for name, layer in list(mixed.named_modules()):
@@ -220,6 +240,7 @@ class ThresholdAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
+        self.probe = Probe()
         self.dconv = TokenFilter(num_heads)
         self.proj = nn.Linear(dim, dim)
 
@@ -227,7 +248,9 @@ class ThresholdAttention(nn.Module):
         q, k, v = rearrange(
             self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads
         )
-        y = add_attention(threshold_codes(q), threshold_codes(k), v) + self.dconv(v)
+        queries, keys = threshold_codes(q), threshold_codes(k)
+        self.probe(lambda: code_map(queries, keys), grid)
+        y = add_attention(queries, keys, v) + self.dconv(v)
         return self.proj(rearrange(y, "b heads n d -> b n (heads d)"))
 
 
@@ -247,6 +270,7 @@ class HashAttention(nn.Module):
         self.register_buffer("anchors", unit)
         self.to_qk = linear(dim, dim)
         self.to_v = linear(dim, dim)
+        self.probe = Probe()
         self.dconv = TokenFilter(num_heads)
         self.proj = linear(dim, dim)
 
@@ -284,6 +308,7 @@ class HashAttention(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         codes = hash_codes(self.unit_tokens(x), self.anchors, self.centre, self.projection)
         v = rearrange(self.to_v(x), "b n (heads d) -> b heads n d", heads=self.num_heads)
+        self.probe(lambda: code_map(codes, codes), grid)
         y = add_attention(codes, codes, v) + self.dconv(v)
         return self.proj(rearrange(y, "b heads n d -> b n (heads d)"))
 

@@ -32,6 +32,7 @@ from refimpl.papers.shiftaddvit import (
     ThresholdAttention,
     add_attention,
     balance_loss,
+    code_map,
     hash_codes,
     mixture,
     mixture_loss,
@@ -41,6 +42,7 @@ from refimpl.papers.shiftaddvit import (
     variation,
     with_experts,
 )
+from refimpl.viz import attention
 from shared import models
 
 STEM = "shiftaddvit"
@@ -282,6 +284,31 @@ def test_masked_sums_are_the_products():
         read = sum((bits[j] for j in range(16) if queries[b, head, n, j]), torch.zeros(4))
         read = values[b, head, n] / 2 + read / math.pi
         torch.testing.assert_close(found[b, head, n], read / read.norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_map_of_codes_is_what_attention_reads_by():
+    queries, keys = (torch.rand(2, 2, 3, 9, 16) > 0.5).double()
+    values = torch.randn(2, 3, 9, 4, dtype=torch.float64)
+    weights = code_map(queries, keys)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 9, dtype=torch.float64))
+    assert weights.min() >= 0
+    found = F.normalize(weights @ values, dim=-1)
+    torch.testing.assert_close(found, add_attention(queries, keys, values))
+
+
+@pytest.mark.parametrize("kind", ["hash", "threshold", "msa"])
+def test_maps_of_every_stage_can_be_recorded(kind):
+    net = build(attention=kind, img_size=(64, 96)).eval()
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad(), attention.record(net) as maps:
+        seen = net(images)
+    with torch.no_grad():
+        assert torch.equal(net(images), seen)
+    assert [found.grid for found in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    for found, heads in zip(maps, SMALL["num_heads"], strict=True):
+        tokens = found.grid[0] * found.grid[1]
+        assert found.to_image().shape == (2, heads, tokens, tokens)
+        torch.testing.assert_close(found.weights.sum(-1), torch.ones(2, heads, tokens))
 
 
 def test_hashed_codes_of_an_image_do_not_depend_on_its_batch():

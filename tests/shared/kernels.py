@@ -16,9 +16,11 @@ from refimpl.kernels import Operation, operations
 from refimpl.kernels.grid_encode import PRIME, geometric_scales, table_rows
 from refimpl.kernels.grid_encode.reference import levels
 from refimpl.kernels.lvq_inner_product import pack, unpack
+from refimpl.kernels.masked_sum import pack as pack_mask
 from refimpl.kernels.packed_product import pack as pack_words
 from refimpl.kernels.selective_scan import doubling
 from refimpl.kernels.selective_scan import with_torch as scan_with_torch
+from refimpl.kernels.shift_product import encode
 from refimpl.kernels.ssd import segsum, semiseparable
 
 
@@ -190,6 +192,20 @@ def decode_then_multiply(queries, codes, scale, bias, mean=None, bits=8) -> Tens
     return queries @ vectors.mT
 
 
+# ---------------------------------------------------------------- sums of chosen rows
+
+
+def masked_problem(g, batch, tokens, channels, outputs) -> dict:
+    """The first token is chosen by the first output: never on zeros alone."""
+    chosen = torch.rand(batch, tokens, outputs, generator=g) < 0.5
+    chosen[:, 0, 0] = True
+    return {
+        "values": normal(g, batch, tokens, channels),
+        "mask": pack_mask(chosen),
+        "outputs": outputs,
+    }
+
+
 # ---------------------------------------------------------------- gate of a modulation block
 
 
@@ -271,6 +287,17 @@ def scan_problem(g, batch, groups, width, states, length, constant, shift, extra
 
 def scan_by_doubling(return_last_state: bool = True, **arguments) -> tuple[Tensor, Tensor]:
     return scan_with_torch(**arguments, scan=doubling)
+
+
+# ---------------------------------------------------------------- powers of two as weights
+
+
+def shift_problem(g, batch, inputs, outputs) -> dict:
+    """Exponents from 0 to −14, about every eighth weight zero, the first of all not."""
+    shift = -14 * torch.rand(outputs, inputs, generator=g, dtype=torch.float64)
+    sign = normal(g, outputs, inputs) * 3
+    sign[0, 0] = 1
+    return {"x": normal(g, batch, inputs), "codes": encode(shift, sign)}
 
 
 # ---------------------------------------------------------------- state space duality
@@ -410,6 +437,16 @@ CONTRACTS: dict[str, Contract] = {
         composed=decode_then_multiply,
         plain={"lead": ()},
     ),
+    "masked_sum": Contract(
+        shapes={
+            "batch": [1, 2, 3],
+            "tokens": [1, 5, 16, 33, 70],
+            "channels": [1, 3, 8, 35],
+            "outputs": [1, 4, 16, 33],
+        },
+        problem=masked_problem,
+        batched=("values", "mask"),
+    ),
     "modulation_gate": Contract(
         shapes={
             "batch": [1, 2, 7, 40],
@@ -481,6 +518,15 @@ CONTRACTS: dict[str, Contract] = {
         batched=("u", "delta", "B", "C", "z", "state"),
         composed=scan_by_doubling,
         plain={"constant": ""},
+    ),
+    "shift_product": Contract(
+        shapes={
+            "batch": [1, 2, 5, 17, 70],
+            "inputs": [1, 6, 20, 33],
+            "outputs": [1, 3, 12, 35],
+        },
+        problem=shift_problem,
+        batched=("x",),
     ),
     "ssd": Contract(
         shapes={
