@@ -173,7 +173,12 @@ def launch(kernel, programs: int, *arguments, **constants) -> None:
     """Start a Triton kernel on the device of its first tensor.
 
     Always along one axis: CUDA allows 2³¹ − 1 programs there, and 65 535 along the other two.
+    A compiled kernel takes a number of Python as float32, whatever its tensors are: such numbers
+    must be constants of the kernel (`tl.constexpr`), which take the type of what they meet.
     """
+    rounded = [argument for argument in arguments if isinstance(argument, float)]
+    if rounded:
+        raise TypeError(f"launch: {rounded} would be rounded to float32; pass them as constants")
     with torch.cuda.device_of(arguments[0]):
         kernel[(programs,)](*arguments, **constants)
 

@@ -295,3 +295,8 @@ def test_a_form_is_called_as_the_operation_is(op):
         accepted = set(inspect.signature(kernels.form(op, backend)).parameters)
         wanted = set(inspect.signature(OPERATIONS[op].function).parameters)
         assert wanted - {"backend", "return_last_state"} <= accepted
+
+
+def test_a_number_that_a_gpu_would_round_to_float32_is_no_argument():
+    with pytest.raises(TypeError, match="constants"):
+        kernels.launch(None, 1, torch.zeros(1), 0.1)

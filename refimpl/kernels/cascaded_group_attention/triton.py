@@ -43,10 +43,10 @@ def forward(
     scratch,
     out,
     heads,
-    scale,
     TYPE: tl.constexpr,
     OPERAND: tl.constexpr,
     REAL: tl.constexpr,
+    SCALE: tl.constexpr,
     TOKENS: tl.constexpr,
     SIDE: tl.constexpr,
     KEY_DIM: tl.constexpr,
@@ -118,7 +118,7 @@ def forward(
                 across = tl.abs((token % SIDE)[:, None] - (other % SIDE)[None, :])
                 pair = (token < TOKENS)[:, None] & (other < TOKENS)[None, :]
                 at = j * TOKENS + down * SIDE + across
-                logits = product(q, keys, TYPE, OPERAND, REAL) * scale
+                logits = product(q, keys, TYPE, OPERAND, REAL) * SCALE
                 logits += tl.load(bias_table + at, pair, 0.0).to(REAL)
                 logits = tl.where((other < TOKENS)[None, :], logits, float("-inf"))
                 higher = tl.maximum(highest, tl.max(logits, 1))
@@ -161,6 +161,7 @@ def with_triton(
         "TYPE": TYPES[x.dtype],
         "OPERAND": tl.float32 if as_float32 else TYPES[x.dtype],
         "REAL": TYPES[wide(x.dtype)],
+        "SCALE": key_dim**-0.5,
         "TOKENS": n,
         "SIDE": math.isqrt(n),
         "KEY_DIM": key_dim,
@@ -171,6 +172,6 @@ def with_triton(
         "BLOCK_WIDTH": block_size(width, 128, least=16),
         "num_stages": 1,  # no load in advance of the barriers
     }
-    arguments = (x.contiguous(), *weights, scratch, out, heads, key_dim**-0.5)
+    arguments = (x.contiguous(), *weights, scratch, out, heads)
     launch(forward, windows, *arguments, **constants)
     return out

@@ -30,11 +30,11 @@ def stream(
     m,
     d,
     e,
-    scale,
     query_blocks,
     parts,
     tiles,
     REAL: tl.constexpr,
+    SCALE: tl.constexpr,
     QUERIES: tl.constexpr,
     TILE: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -51,7 +51,7 @@ def stream(
     has_query = query < n
     q_place = (pair * n + query)[:, None] * d + column[None, :]
     q = tl.load(queries + q_place, has_query[:, None] & (column < d)[None, :], 0.0).to(REAL)
-    q = q * scale
+    q = q * SCALE
     high = tl.full((QUERIES,), float("-inf"), REAL)
     total = tl.zeros((QUERIES,), REAL)
     weighted = tl.zeros((QUERIES, VALUES), REAL)
@@ -110,8 +110,9 @@ class TritonAttention(torch.autograd.Function):
             pairs * parts * query_blocks,
             *[t.contiguous() for t in (queries, keys, values)],
             *(sums, highs, totals),
-            *(n, m, d, e, d**-0.5, query_blocks, parts, tiles),
+            *(n, m, d, e, query_blocks, parts, tiles),
             REAL=tl.float64 if real == torch.float64 else tl.float32,
+            SCALE=d**-0.5,
             QUERIES=block,
             TILE=TILE,
             WIDTH=block_size(d, 1 << 20, least=16),

@@ -26,10 +26,10 @@ def stream(
     m,
     d,
     e,
-    scale,
-    epsilon,
     query_blocks,
     REAL: tl.constexpr,
+    SCALE: tl.constexpr,
+    EPSILON: tl.constexpr,
     QUERIES: tl.constexpr,
     TILE: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -44,8 +44,8 @@ def stream(
     has_query = query < n
     q_place = (pair * n + query)[:, None] * d + column[None, :]
     q = tl.load(queries + q_place, has_query[:, None] & (column < d)[None, :], 0.0).to(REAL)
-    q = q * scale
-    total = tl.zeros((QUERIES,), REAL) + epsilon
+    q = q * SCALE
+    total = tl.zeros((QUERIES,), REAL) + EPSILON
     weighted = tl.zeros((QUERIES, VALUES), REAL)
     for first in range(0, m, TILE):
         key = first + tl.arange(0, TILE)
@@ -82,8 +82,10 @@ class TritonAttention(torch.autograd.Function):
             stream,
             pairs * query_blocks,
             *[t.contiguous() for t in (queries, keys, values)],
-            *(result, n, m, d, e, d**-0.5, EPSILON, query_blocks),
+            *(result, n, m, d, e, query_blocks),
             REAL=tl.float64 if real == torch.float64 else tl.float32,
+            SCALE=d**-0.5,
+            EPSILON=EPSILON,
             QUERIES=block,
             TILE=TILE,
             WIDTH=block_size(d, 1 << 20, least=16),

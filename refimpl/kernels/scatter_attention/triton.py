@@ -28,10 +28,10 @@ def answer(
     n,
     d,
     e,
-    scale,
     key_blocks,
     tiles,
     REAL: tl.constexpr,
+    SCALE: tl.constexpr,
     KEYS: tl.constexpr,
     TILE: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -46,7 +46,7 @@ def answer(
     has_key = key < n
     k_place = (pair * n + key)[:, None] * d + column[None, :]
     k = tl.load(keys + k_place, has_key[:, None] & (column < d)[None, :], 0.0).to(REAL)
-    k = k * scale
+    k = k * SCALE
     high = tl.full((KEYS,), float("-inf"), REAL)
     total = tl.zeros((KEYS,), REAL)
     weighted = tl.zeros((KEYS, VALUES), REAL)
@@ -92,8 +92,9 @@ class TritonAnswer(torch.autograd.Function):
             pairs * key_blocks,
             *[t.contiguous() for t in (queries, keys, values)],
             result,
-            *(m, n, d, e, d**-0.5, key_blocks, triton.cdiv(m, tile)),
+            *(m, n, d, e, key_blocks, triton.cdiv(m, tile)),
             REAL=tl.float64 if real == torch.float64 else tl.float32,
+            SCALE=d**-0.5,
             KEYS=KEYS,
             TILE=tile,
             WIDTH=block_size(d, 1 << 20, least=16),
