@@ -95,6 +95,9 @@ def few_blocks(name: str) -> list[dict]:
         return [{"depths": tuple(1 for _ in given["depths"])}]
     if isinstance(given.get("depth"), float):
         return [{"depth": 0.5}]  # a multiple
+    if "hidden_dims" in given:  # a width for every block
+        widths = ("num_heads", "qk_dims", "value_dims", "hidden_dims")
+        return [{name: given[name][:3] for name in widths}]
     if "local_up_to_layer" in given:
         return [{"depth": 3, "local_up_to_layer": 2}]
     return [{"depth": 3}, {"depth": 6}]

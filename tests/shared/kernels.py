@@ -252,6 +252,14 @@ def scatter_problem(g, batch, heads, queries, keys, width, value_width) -> dict:
     }
 
 
+# ---------------------------------------------------------------- scores of groups of weights
+
+
+def segment_problem(g, batch, outer, groups, inner) -> dict:
+    shape = (batch, outer, groups, inner)
+    return {"weight": normal(g, *shape), "gradient": normal(g, *shape)}
+
+
 # ---------------------------------------------------------------- selective scan
 
 
@@ -502,6 +510,16 @@ CONTRACTS: dict[str, Contract] = {
         },
         problem=scatter_problem,
         batched=("queries", "keys", "values"),
+    ),
+    "segment_scores": Contract(
+        shapes={
+            "batch": [1, 2, 3],
+            "outer": [1, 2, 5, 40],
+            "groups": [1, 3, 7, 70],
+            "inner": [1, 2, 9, 33],
+        },
+        problem=segment_problem,
+        batched=("weight", "gradient"),
     ),
     "selective_scan": Contract(
         shapes={
