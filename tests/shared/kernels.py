@@ -228,6 +228,23 @@ def packed_problem(g, batch, groups, group_size, outputs, bits) -> dict:
     }
 
 
+# ---------------------------------------------------------------- product of 8-bit integers
+
+
+def int8_problem(g, batch, inputs, outputs, zero_point, has_bias) -> dict:
+    def integers(*shape):
+        return torch.randint(-128, 128, shape, generator=g).to(torch.int8)
+
+    return {
+        "codes": integers(batch, inputs),
+        "weight": integers(outputs, inputs),
+        "scale": (normal(g, 1)[0].abs() + 0.1) / 64,
+        "weight_scale": normal(g, outputs).abs() + 0.1,
+        "bias": normal(g, outputs) if has_bias else None,
+        "zero_point": zero_point,
+    }
+
+
 # ---------------------------------------------------------------- pool mixer
 
 
@@ -429,6 +446,17 @@ CONTRACTS: dict[str, Contract] = {
         },
         problem=mixer_problem,
         batched=("x", "dt", "B", "C"),
+    ),
+    "int8_product": Contract(
+        shapes={
+            "batch": [1, 2, 5, 40],
+            "inputs": [1, 3, 32, 45],
+            "outputs": [1, 3, 12, 35],
+            "zero_point": [0, 7, -128],
+            "has_bias": [False, True],
+        },
+        problem=int8_problem,
+        batched=("codes",),
     ),
     "lvq_inner_product": Contract(
         shapes={
