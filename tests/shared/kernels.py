@@ -258,6 +258,20 @@ def pool_step_by_step(x: Tensor, scale: Tensor) -> Tensor:
     return x + scale[:, None, None] * (mean - x)
 
 
+# ---------------------------------------------------------------- attention with a cropped bias
+
+
+def cropped_problem(g, batch, heads, side, larger, width, value_width) -> dict:
+    """larger: how many rows the table's grid has more than the tokens'."""
+    span = 2 * (side + larger) - 1
+    return {
+        "queries": normal(g, batch, heads, side**2, width),
+        "keys": normal(g, batch, heads, side**2, width),
+        "values": normal(g, batch, heads, side**2, value_width),
+        "table": normal(g, heads, span, span),
+    }
+
+
 # ---------------------------------------------------------------- attention the other way
 
 
@@ -375,6 +389,18 @@ CONTRACTS: dict[str, Contract] = {
         problem=cascade_problem,
         batched=("x",),
         forward_only="the cascade's way back would need what every head left in registers",
+    ),
+    "cropped_bias_attention": Contract(
+        shapes={
+            "batch": [0, 1, 2, 3],
+            "heads": [1, 2, 3],
+            "side": [2, 1, 3, 5],
+            "larger": [0, 1, 3],
+            "width": [1, 3, 16],
+            "value_width": [1, 5, 20],
+        },
+        problem=cropped_problem,
+        batched=("queries", "keys", "values"),
     ),
     "depthwise_gelu": Contract(
         shapes={
