@@ -143,12 +143,34 @@ def test_an_overview_of_kernels_never_infers_a_gpu(monkeypatch):
     """What nobody verified is said to be open, whatever the other forms say."""
     monkeypatch.setattr(sources, "measured", lambda: [])
     monkeypatch.setattr(sources, "compiled", lambda op: {})
-    for cell in (operations.agreement("ssd", "triton_gpu"), operations.compiled("ssd")):
+    for cell in (operations.on_gpu("ssd"), operations.compiled("ssd")):
         assert "not yet" in cell.shown
     compiled = {"targets": [80], "types": ["float32"], "errors": [{"error": "x"}]}
     monkeypatch.setattr(sources, "compiled", lambda op: compiled)
     assert "✗" in operations.compiled("ssd").shown
-    assert "not yet" in operations.agreement("ssd", "triton_gpu").shown
+    assert "not yet" in operations.on_gpu("ssd").shown
+
+
+def test_a_type_that_failed_on_a_gpu_is_named(monkeypatch):
+    """float32 alone is no sign that the kernel holds in every type."""
+    good = {"problems": 6, "worst": 1.0, "beyond": []}
+    beyond = {"problems": 6, "worst": 2.5, "beyond": [{"ratio": 2.5}]}
+    record = {
+        "op": "ssd",
+        "verified": "gpu",
+        "date": "2026-11-27",
+        "machine": {"name": "a GPU"},
+        "agreement": {"triton_gpu": 1.0},
+        "checks": {"float32": good, "float64": beyond, "float16": good | {"problems": 0}},
+        "problems": ["verify in float16: it did not compile"],
+    }
+    monkeypatch.setattr(sources, "measured", lambda: [sources.Measured("gpu-x", [], [record])])
+    shown = operations.on_gpu("ssd").shown
+    assert "✗" in shown and "not in float64; not in float16" in shown
+    told = operations.provenance("ssd")
+    assert "1 of 6 problems beyond 2" in told and "it did not compile" in told
+    record["checks"] = {"float32": good}
+    assert "✓" in operations.on_gpu("ssd").shown
 
 
 @pytest.mark.parametrize(

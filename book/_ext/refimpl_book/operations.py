@@ -63,7 +63,7 @@ class Kernels(Page):
             agreement(op, "torch"),
             agreement(op, "triton_interpreter"),
             compiled(op),
-            agreement(op, "triton_gpu"),
+            on_gpu(op),
             best_share(op),
         )
 
@@ -205,6 +205,22 @@ def agreement(op: str, form: str) -> str | html.Cell:
     return html.Cell(html.mark(found[-1] <= LIMIT, shown), found[-1])
 
 
+def on_gpu(op: str) -> html.Cell:
+    """Sign and error on the latest GPU, and the types in which the form failed there."""
+    records = [k for k in measured(op) if k.get("verified") == "gpu"]
+    if not records:
+        return html.Cell(html.sign("not tested here") + " not yet", -1)
+    error = records[-1]["agreement"]["triton_gpu"]
+    failed = [dtype for dtype, check in records[-1]["checks"].items() if not passed(check)]
+    shown = "; ".join([f"{html.format_number(error, 2)} ×", *(f"not in {t}" for t in failed)])
+    return html.Cell(html.mark(not failed, shown), error)
+
+
+def passed(check: dict) -> bool:
+    """Whether the drawn problems of one type were computed, and none was beyond the limit."""
+    return check["problems"] > 0 and not check["beyond"]
+
+
 def compiled(op: str) -> str | html.Cell:
     """For how many kinds of GPU, in how many types, the kernels compiled without one."""
     record = sources.compiled(op)
@@ -239,6 +255,7 @@ def provenance(op: str) -> str:
             error = html.format_number(k["agreement"][form], 2)
             name = html.escape(k["machine"]["name"])
             rows.append((label, error, name, html.nowrap(k["date"])))
+            rows += [row for row in types_on_gpu(k) if form == "triton_gpu"]
         if not verified:
             rows.append((label, "–", "not verified yet", "–"))
     if record := sources.compiled(op):
@@ -248,6 +265,22 @@ def provenance(op: str) -> str:
         " rounding error"
     )
     return html.table(("Form", "Error", "Verified on", "Date"), rows, caption, numeric=(1,))
+
+
+def types_on_gpu(record: dict) -> list[tuple]:
+    """A row for each type but float32 that a GPU was asked to compute in."""
+    rows = []
+    for dtype, check in record.get("checks", {}).items():
+        if dtype == "float32":
+            continue
+        error = html.format_number(check["worst"], 2) if check["problems"] else "failed"
+        label = f"{VERIFIED['triton_gpu']}, {dtype}"
+        beyond = len(check["beyond"])
+        said = f"{beyond} of {check['problems']} problems beyond {LIMIT}" if beyond else ""
+        if not check["problems"]:
+            said = next(p for p in record["problems"] if dtype in p)
+        rows.append((label, error, html.escape(said), html.nowrap(record["date"])))
+    return rows
 
 
 def offline(record: dict) -> tuple:
