@@ -46,12 +46,22 @@ def list_models(pattern: str = "*") -> list[str]:
 def create_model(name: str, **kwargs):
     """Build a model by name (`<stem>_<variant>`), with random weights.
 
-    `kwargs` go to its constructor over the variant's own.
+    `kwargs` go to its constructor over the variant's own. Raises `ValueError` for a name that is
+    none, and says so where the paper is known and has no model here.
     """
-    checks.choice("name", name, model_index(), "model")
+    families = [p for p in PAPERS.values() if name == p.stem or name.startswith(f"{p.stem}_")]
+    if families and not families[0].variants:
+        raise ValueError(f"unknown model {name!r}; there is no model of {families[0].name} here")
+    checks.choice("name", name, family(name) or model_index(), "model")
     path, variant = model_index()[name]
     module = importlib.import_module(path)
     return module.MODEL(**module.VARIANTS[variant] | kwargs)
+
+
+def family(name: str) -> list[str]:
+    """The models whose paper or base the name begins with, so that no other is suggested."""
+    stems = [stem for stem in (*PAPERS, *BASES) if name == stem or name.startswith(f"{stem}_")]
+    return [known for known in model_index() for stem in stems if known.startswith(f"{stem}_")]
 
 
 @cache

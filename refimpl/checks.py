@@ -110,10 +110,20 @@ def heads(dim: int, num_heads: int) -> None:
         raise ValueError(f"num_heads={num_heads} must be at least 1 and divide dim={dim}")
 
 
+def torch_tensor(**values: object) -> None:
+    """Every value must be a tensor of PyTorch, not an array of NumPy, a picture or a list."""
+    for name, value in values.items():
+        if not hasattr(value, "is_floating_point"):
+            kind = f"{type(value).__module__}.{type(value).__qualname__}"
+            hint = f"; torch.from_numpy({name}) makes one" if kind == "numpy.ndarray" else ""
+            raise ValueError(f"{name} must be a torch.Tensor, got a {kind}{hint}")
+
+
 def image(
     x, in_chans: int, size: tuple[int, int] | None = None, multiple: int | None = None
 ) -> None:
     """`x` must be images (b, in_chans, h, w) of this size, or with sides that are multiples."""
+    torch_tensor(images=x)
     if x.dim() != 4:
         raise ValueError(
             f"images must be (batch, channels, height, width), got {x.dim()} dimensions:"
@@ -152,6 +162,7 @@ def shapes(axes: dict[str, str], **tensors) -> dict[str, int]:
     for name, tensor in tensors.items():
         if tensor is None:
             continue
+        torch_tensor(**{name: tensor})
         accepted = [alternative.split() for alternative in axes[name].split("|")]
         found = [fitted(names, tensor.shape, sizes) for names in accepted]
         found = [more for more in found if more is not None]
@@ -186,7 +197,10 @@ def spelled(names: list[str], sizes: dict[str, int]) -> str:
 def floating(**tensors) -> None:
     """Every tensor must hold floating-point numbers."""
     for name, tensor in tensors.items():
-        if tensor is not None and not tensor.is_floating_point():
+        if tensor is None:
+            continue
+        torch_tensor(**{name: tensor})
+        if not tensor.is_floating_point():
             raise ValueError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -37,6 +38,13 @@ print(time.perf_counter() - begun, *sys.modules)
 
 
 every_family = pytest.mark.parametrize("stem", families())
+
+
+@every_family
+def test_an_array_of_numpy_is_no_image(stem):
+    model = image_model(stem)
+    with pytest.raises(ValueError, match="images must be a torch.Tensor, got a numpy.ndarray"):
+        model(images_for(model).numpy())
 
 
 def build(name: str, **kwargs):
@@ -108,6 +116,15 @@ def test_unknown_names_suggest_the_nearest(call, wanted):
     with pytest.raises(ValueError, match="unknown (model|paper)") as error:
         call()
     assert wanted in str(error.value)
+
+
+def test_a_family_suggests_its_own_models_or_says_that_it_has_none():
+    with pytest.raises(ValueError, match="unknown model 'edge_moe'; did you mean 'edge_moe_tiny'"):
+        refimpl.create_model("edge_moe")
+    without = [paper for paper in refimpl.list_papers() if not paper.variants]
+    for paper in without:
+        with pytest.raises(ValueError, match=f"there is no model of {re.escape(paper.name)} here"):
+            refimpl.create_model(f"{paper.stem}_small")
 
 
 @pytest.mark.parametrize("name", refimpl.list_models())

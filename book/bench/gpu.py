@@ -373,8 +373,8 @@ def time_model(name: str, batch: int, device: str, record: Record, compiled: boo
             form: float((f(images) - wanted).norm() / wanted.norm()) for form, f in forms.items()
         }
         candidates = {form: partial(f, images) for form, f in forms.items()}
-        if theirs is not None:
-            candidates["timm"] = partial(theirs.to(device), images)
+        if theirs is not None:  # ratios are to the first
+            candidates = {"timm": partial(theirs.to(device), images)} | candidates
         rounds = 5 if device == "cuda" else 3
         found = measure.compare(candidates, rounds=rounds, min_time=0.02 * (device == "cuda"))
     for form in forms:
@@ -390,14 +390,16 @@ def time_model(name: str, batch: int, device: str, record: Record, compiled: boo
             "seconds": timing.median,
             "low": timing.low,
             "high": timing.high,
-            "ratio_to_eager": timing.ratio,
+            "ratio_to_eager": timing.median / found["eager"].median,
             "deviation_from_eager": errors[form],
             "date": record.data["date"],
         }
         if theirs is not None:
             row |= {
                 "timm_seconds": found["timm"].median,
-                "ratio_to_timm": timing.median / found["timm"].median,
+                "ratio_to_timm": timing.ratio,
+                "ratio_low": timing.ratio_low,
+                "ratio_high": timing.ratio_high,
             }
         record.data["models"].append(row)
 

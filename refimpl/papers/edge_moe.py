@@ -205,7 +205,7 @@ class M3ViT(nn.Module):
 
     def forward_features(self, images: Tensor, task: int = 0) -> Tensor:
         """Tokens of the last block, the class token first: (b, 1 + n, embed_dim)."""
-        if not 0 <= task < self.num_tasks:
+        if task not in range(self.num_tasks):
             raise ValueError(f"task={task} must be one of 0 to {self.num_tasks - 1}")
         x = self.patch_embed(images)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed

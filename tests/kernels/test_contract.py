@@ -218,6 +218,14 @@ def test_tensors_that_do_not_fit_are_named(op):
 
 
 @every_operation
+def test_an_array_of_numpy_is_refused(op):
+    arguments = problem(op)
+    arrays = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+    with pytest.raises(ValueError, match="must be a torch.Tensor, got a numpy.ndarray; torch.from"):
+        OPERATIONS[op].function(**arrays)
+
+
+@every_operation
 def test_gradients_by_torch_func(op):
     arguments = problem(op)
     names = [name for name, value in arguments.items() if is_real(value)]

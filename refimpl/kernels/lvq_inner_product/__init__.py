@@ -71,6 +71,7 @@ def check(queries, codes, scale, bias, mean, bits) -> None:
     """Raise a `ValueError` that names the first argument that does not fit the others."""
     if bits not in range(1, 9):
         raise ValueError(f"bits={bits!r} must be a whole number from 1 to 8")
+    checks.torch_tensor(queries=queries)
     if queries.dim() < 2:
         raise ValueError(f"queries must be (…, queries, dims), got {tuple(queries.shape)}")
     checks.floating(queries=queries, scale=scale, bias=bias, mean=mean)
