@@ -231,16 +231,18 @@ def compiled(op: str) -> str | html.Cell:
 
 
 def best_share(op: str) -> html.Cell:
-    """The form that comes nearest to a machine's limit."""
+    """The form that comes nearest to its machine's limit."""
     shares = [
-        (k["limit_seconds"] / seconds, TIMED.get(form, form), k["machine"]["name"])
-        for k in measured(op)
+        (k["limit_seconds"] / seconds, TIMED.get(form, form), results.name[:3].upper())
+        for results in sources.measured()
+        for k in results.kernels
+        if k["op"] == op
         for form, seconds in k["seconds"].items()
     ]
     if not shares:
         return html.Cell("–", -1)
-    share, form, machine = max(shares)
-    return html.Cell(f"{100 * share:.2g} %, {html.escape(form)} on {html.escape(machine)}", share)
+    share, form, device = max(shares)
+    return html.Cell(f"{100 * share:.2g} %, {html.escape(form)}, {device}", share)
 
 
 def provenance(op: str) -> str:
