@@ -31,7 +31,7 @@ BOOK_SOURCES := $(filter book/% notebooks/% refimpl/% tests/golden/% _config.yml
 CONTRACTS := $(addprefix tests/test_,repository.py catalogue.py chapters.py checkpoints.py package.py)
 OWN_TESTS = $(wildcard tests/papers/test_$(CHAPTER).py tests/papers/exercises/$(CHAPTER).py)
 
-.PHONY: help book test chapters portable execute train serve bench readme address clean
+.PHONY: help book test chapters portable execute train serve bench readme address clean named
 
 help:  ## list the targets
 	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / {printf "make %-10s%s\n", $$1, $$2}' Makefile
@@ -80,8 +80,10 @@ execute: $(READY)  ## run chapters in place, refresh outputs and text pairs; CHA
 	@$(PY) book/tools/execute.py -j $(JOBS) $(CHAPTER)
 	@echo "Executed: notebooks/"
 
-train: $(READY)  ## train and store the recorded runs of CHAPTER=stem: refimpl/checkpoints/
+named:
 	@test -n "$(CHAPTER)" || { echo "make train CHAPTER=stem"; exit 1; }
+
+train: named $(READY)  ## train and store the recorded runs of CHAPTER=stem: refimpl/checkpoints/
 	@$(PY) book/tools/execute.py --record $(CHAPTER)
 	@echo "Recorded: refimpl/checkpoints/; now run make execute CHAPTER=$(CHAPTER)"
 
