@@ -13,8 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refimpl.bases.elastic_space import EXPAND, FEATURES, HEAD_DIM
+from refimpl.bases.elastic_space import (
+    CONV_STAGES,
+    EXPAND,
+    FEATURES,
+    GATED,
+    HEAD_DIM,
+    STRIDES,
+    Genotype,
+)
+from refimpl.bases.supernet import LatencyTable
 from refimpl.bases.swin import offset_index
+from refimpl.deploy import deploy
 from refimpl.layers import ConvNorm, Layout, Probe, attention, attention_map
 
 
@@ -161,3 +171,52 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.fc1(x).flatten(0, 1)).view(*x.shape[:2], self.norm.num_features)
         return F.hardswish(self.fc2(F.hardswish(y).mean(1)))
+
+
+class NetworkLatency(LatencyTable):
+    """Genotype -> what one image takes here: the sum over its blocks, each timed once, fused.
+
+    clock, entries: see `LatencyTable`; in_chans, num_classes: of the networks.
+    """
+
+    def __init__(self, in_chans: int = 3, num_classes: int = 1000, **how):
+        super().__init__(**how)
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+
+    def __call__(self, genotype: Genotype) -> float:
+        return self.total(self.parts(genotype))
+
+    def parts(self, genotype: Genotype) -> list[tuple]:
+        """Kind, side of the input, and the arguments of each block, in their order."""
+        g = genotype
+        dim = g.embed_dims[0]
+        side = -(-g.img_size // 2)
+        found = [("stem", g.img_size, self.in_chans, dim)]
+        found += [("mobile", side, dim, dim, g.kernel_sizes[0], 1)] * g.depths[0]
+        for i, (width, depth) in enumerate(zip(g.embed_dims[1:], g.depths[1:], strict=True)):
+            after = -(-side // STRIDES[i])
+            if i < CONV_STAGES:
+                form = (g.kernel_sizes[i + 1], g.expand_ratios[i])
+                found.append(("mobile", side, dim, width, *form, STRIDES[i], GATED[i]))
+                block = ("mobile", after, width, width, *form, 1, GATED[i])
+                found += [block] * (depth - 1)
+            else:
+                found.append(("mobile", side, dim, width, 3, EXPAND, STRIDES[i], True))
+                hidden = width * g.mlp_ratios[i - CONV_STAGES]
+                pair = [("attention", after, width, after, g.value_ratios[i - CONV_STAGES])]
+                found += [*pair, ("mlp", after, width, hidden)] * depth
+            side, dim = after, width
+        return [*found, ("head", side, dim)]
+
+    def build(self, key: tuple) -> tuple[nn.Module, Tensor]:
+        kind, side, dim, *rest = key
+        if kind in ("stem", "mobile"):
+            made = ConvNorm(dim, *rest, 3, stride=2) if kind == "stem" else MobileBlock(dim, *rest)
+            x = torch.randn(1, dim, side, side).contiguous(memory_format=torch.channels_last)
+            return deploy(nn.Sequential(made)), x
+        kinds = {"attention": Attention, "mlp": FeedForward, "head": Head}
+        made = nn.Sequential(kinds[kind](dim, *rest))
+        if kind == "head":
+            made.append(nn.Linear(FEATURES, self.num_classes))
+        return deploy(made), torch.randn(1, side**2, dim)

@@ -61,9 +61,9 @@ from refimpl.weights import Rules
 
 
 def draw_step(level, banks, space, rho, rng):
-    """The next level b, and its three networks with whether the memory gave them."""
+    """The next level, its three networks, and which of them the memory gave."""
     step = rng.choice((-1, 0, 1))
-    level = min(max(level + step, 0), len(banks) - 1)  # b ← b + U{−1, 0, 1}, no further
+    level = min(max(level + step, 0), len(banks) - 1)  # b ← b + U{−1, 0, 1}
     bank = banks[level]
     anchor = banks[0].best() if level > 0 and banks[0].entries else space.smallest()
     networks = []
@@ -74,7 +74,7 @@ def draw_step(level, banks, space, rho, rng):
             continue
         candidates = [space.near(level, rng) for _ in range(5 if known else 1)]
         scores = [space.preference(candidate, anchor) for candidate in candidates]
-        chosen = candidates[scores.index(min(scores))]  # explore: wide rather than deep
+        chosen = candidates[scores.index(min(scores))]  # explore: wide, not deep
         networks.append((chosen, False))
     return level, networks
 

@@ -23,7 +23,13 @@ from refimpl.bases.elastic import (
     first,
     slices,
 )
-from refimpl.bases.elastic_blocks import Attention, FeedForward, MobileBlock, TokenNorm
+from refimpl.bases.elastic_blocks import (
+    Attention,
+    FeedForward,
+    MobileBlock,
+    NetworkLatency,
+    TokenNorm,
+)
 from refimpl.bases.elastic_space import (
     PUBLISHED,
     SPACE,
@@ -567,6 +573,28 @@ def test_evolution_beats_chance_at_equal_evaluations():
     assert len({trial.candidate for trial in trials}) == 130
     again = Evolution(SPACE, legal, initial=30, parents=10, children=20, seed=0)
     assert search(again, score, 40) == trials[:40]
+
+
+@pytest.mark.parametrize("name", ["t1", "t2"])
+def test_the_parts_of_a_latency_table_are_the_whole_network(name):
+    """With a counter for a clock the table counts, and must find what the network has."""
+    genotype = PUBLISHED[name]
+    table = NetworkLatency(clock=lambda layer, x: measure.macs(layer, x))
+    images = torch.randn(1, 3, genotype.img_size, genotype.img_size)
+    network = ElasticViT(**genotype._asdict())
+    assert table(genotype) == measure.macs(network.fuse(), images)
+
+
+def test_search_under_a_measured_table():
+    """The budget is in milliseconds of this machine; what costs more is never evaluated."""
+    table = NetworkLatency(clock=lambda layer, x: 1e-6 * measure.macs(layer, x))
+    low = SPACE._replace(img_sizes=(128,))
+    limit = 30 * table(low.smallest())
+    method = Evolution(low, lambda genotype: table(genotype) <= limit, initial=2, children=2)
+    trials = search(method, mflops, 3, cost=table, limit=limit)
+    assert max(trial.cost for trial in trials) <= limit
+    head = table.parts(low.smallest())[-1]
+    assert NetworkLatency()[head] > 0  # by its own clock, in milliseconds
 
 
 def test_known_networks_come_first():
