@@ -51,20 +51,24 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def unit_scores(model: UnevenTransformer) -> Units:
-    """(Σ w dL/dw)² of every unit, after the backward pass of a mini-batch: name -> (units,)."""
-    sums = {"EMB": row_sums(model.patch_embed.proj)}  # (e,); every block adds to it
+    """(Σ w dL/dw / c)² of every unit, after one backward pass: name -> (units,).
+
+    c: the axis' divisor, as in the released code.
+    """
+    sums = {"EMB": row_sums(model.patch_embed.proj)}  # (e,); blocks add to it
     for i, block in enumerate(model.blocks):
         attn, mlp = block.attn, block.mlp
-        q, k, v = (row_sums(layer) for layer in (attn.query, attn.key, attn.value))  # (width, h)
+        makers = (attn.query, attn.key, attn.value)
+        q, k, v = (row_sums(layer) for layer in makers)  # (width, heads) each
         sums[f"b{i}.H"] = q.sum(0) + k.sum(0) + v.sum(0)
         sums[f"b{i}.QK"] = q.sum(1)  # the keys' sum is the same number
         sums[f"b{i}.V"] = v.sum(1)  # so is that of the projection's columns
-        sums[f"b{i}.MLP"] = row_sums(mlp.fc1)  # fc2's columns die, too, but are not in the sum
+        sums[f"b{i}.MLP"] = row_sums(mlp.fc1)  # fc2 is not in the sum
         for layer in (attn.proj, mlp.fc2):  # write to the residual stream
             sums["EMB"] = sums["EMB"] + row_sums(layer)
-        for layer in (attn.query, attn.key, attn.value, mlp.fc1):  # read from it
+        for layer in (*makers, mlp.fc1):  # read from it
             sums["EMB"] = sums["EMB"] + column_sums(layer)
-    return {name: (s / DIVISORS[axis_of(name)]).square() for name, s in sums.items()}
+    return {n: (s / DIVISORS[axis_of(n)]).square() for n, s in sums.items()}
 
 
 def row_sums(layer: nn.Module) -> Tensor:
@@ -95,10 +99,10 @@ def v100_latency(shape: Shape) -> float:
     return total * shape.embed_dim / e
 
 
-def savings(shape: Shape, latency: Latency) -> dict[str, float]:
-    """Seconds that one unit less saves on each axis: name of the axis -> latency.
+def savings(shape: Shape, latency: Latency, floors: Mapping[str, int] = FLOORS) -> dict[str, float]:
+    """Seconds that one unit less saves: name of the axis -> latency.
 
-    Axes at their floor save nothing.
+    floors: widths at which nothing counts as saved any more.
     """
     whole = latency(shape)
     saved = {"EMB": 0.0}
@@ -109,7 +113,7 @@ def savings(shape: Shape, latency: Latency) -> dict[str, float]:
         widths = getattr(shape, field)
         for i, width in enumerate(widths):
             fewer = (*widths[:i], width - 1, *widths[i + 1 :])
-            above = width > max(FLOORS[axis], 1)
+            above = width > max(floors[axis], 1)
             cut = replace(shape, **{field: fewer}) if above else shape
             saved[f"b{i}.{axis}"] = whole - latency(cut)
     return saved
@@ -136,6 +140,38 @@ def kill(scores: Units, gates: Units, k: int, sizes: Mapping[str, int] = GROUP_S
             if value <= threshold:
                 gates[name][units] = 0
     return threshold.item()
+
+
+def cut_to(
+    scores: Units,
+    gates: Units,
+    budget: float,
+    cost: Latency,
+    sizes: Mapping[str, int] = GROUP_SIZES,
+) -> Units:
+    """New gates: of all groups the lowest are dead, as many as bring the cost to the budget.
+
+    scores: of the axes that may be cut; the others stay as they are. Raises `ValueError` for a
+    budget that even the last groups of all axes exceed.
+    """
+    living = {name: units * gates[name] for name, units in scores.items()}
+
+    def cut(k: int) -> Units:
+        made = {name: gate.clone() for name, gate in gates.items()}
+        kill(living, made, k, sizes)
+        return made
+
+    few, many = 0, sum(len(units) for units in living.values())
+    least = cost(shape_of(cut(many)))
+    if least > budget:
+        raise ValueError(f"budget={budget:g} can't be met: with all else dead, {least:g} is left")
+    while few < many:
+        middle = (few + many) // 2
+        if cost(shape_of(cut(middle))) <= budget:
+            many = middle
+        else:
+            few = middle + 1
+    return cut(many)
 
 
 class Pruning:

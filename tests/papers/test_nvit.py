@@ -33,6 +33,7 @@ from refimpl.papers.nvit import (
     FLOORS,
     GROUP_SIZES,
     Pruning,
+    cut_to,
     exhausted,
     grouped,
     kill,
@@ -518,6 +519,37 @@ def test_the_dead_stay_in_the_ranking_and_the_last_group_stays_alive():
     assert gates["b0.QK"].tolist() == [0, 1, 0, 1] and gates["b0.MLP"].all()
     assert kill(scores, gates, 100, ONES) == 9.0
     assert gates["b0.QK"].tolist() == [0, 0, 0, 1] and gates["b0.MLP"].tolist() == [0, 1]
+
+
+def test_a_budget_is_met_by_as_few_deaths_as_can_be():
+    model = build()
+    backward(model)
+    scores, gates = unit_scores(model), survivors(model)
+    del scores["EMB"]
+
+    def cost(shape):
+        return shape.macs(6)
+
+    whole = cost(shape_of(gates))
+    left = cut_to(scores, gates, 0.5 * whole, cost, ONES)
+    assert cost(shape_of(left)) <= 0.5 * whole and left["EMB"].all() and gates["b0.H"].all()
+    dead = torch.cat([scores[name][left[name] == 0] for name in scores])
+    spared = {
+        name: [i for i in range(len(g)) if g[i]] for name, g in left.items() if name in scores
+    }
+    name, unit = max(
+        ((n, i) for n, g in left.items() if n in scores for i in range(len(g)) if not g[i]),
+        key=lambda place: scores[place[0]][place[1]],
+    )
+    back = {n: g.clone() for n, g in left.items()}
+    back[name][unit] = 1
+    assert cost(shape_of(back)) > 0.5 * whole
+    for axis, units in spared.items():
+        if len(units) > 1:
+            assert scores[axis][units].min() >= dead.max()
+    again = cut_to(scores, left, 0.2 * whole, cost, ONES)
+    assert all((again[n] <= left[n]).all() for n in left)
+    models.assert_refused(lambda: cut_to(scores, gates, 10, cost, ONES), "budget=10 can't be met")
 
 
 def test_savings_stop_at_the_floors():
