@@ -201,6 +201,8 @@ class Space(NamedTuple):
         """Raise a `ValueError` unless the space holds this network."""
         for gene, places in self.choices().items():
             values = as_tuple(getattr(genotype, gene))
+            if len(values) != len(places):
+                raise ValueError(f"{gene}={values} must have {len(places)} entries")
             for place, (value, options) in enumerate(zip(values, places, strict=True)):
                 if value not in options:
                     raise ValueError(

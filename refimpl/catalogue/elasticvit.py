@@ -38,7 +38,10 @@ PAPER = Paper(
             # rising: share of starts in which the largest of six sizes beats the smallest by more
             # than 5 points and no size is more than 2 points below the one before; floor: the
             # lowest accuracy in %, where chance is 10
-            rule="supports if rising == 1 and floor > 30; contradicts if rising == 0",
+            rule=(
+                "supports if rising == 1 and floor > 30; contradicts if rising == 0; where rising "
+                "is the share of starts in which accuracy rises with size, floor the lowest in %"
+            ),
         ),
         Claim(
             id="elasticvit.2",
@@ -62,7 +65,10 @@ PAPER = Paper(
             kind="miniature",
             # least, most: over the starts, how far the mean cosine falls from equal sizes (another
             # batch) to the smallest and the largest
-            rule="supports if least >= 0.2; contradicts if most <= 0",
+            rule=(
+                "supports if least >= 0.2; contradicts if most <= 0; where least and most are, "
+                "over the starts, how far the cosine falls from equal to farthest sizes"
+            ),
         ),
         Claim(
             id="elasticvit.4",
@@ -71,10 +77,12 @@ PAPER = Paper(
             ),
             reported="ablation on ImageNet",
             kind="miniature",
-            # least, most: over the starts, mean accuracy of the walk's six sizes minus that of the
-            # better (least) and of the worse (most) of the two uniform samplers; spread: largest
-            # minus smallest of all these differences
-            rule="supports if least > spread; contradicts if most < -spread",
+            # a lead: mean accuracy of the walk's six sizes minus that of a sampler, same start
+            rule=(
+                "supports if least > spread; contradicts if most < -spread; where least and most "
+                "are of the walk's leads over both uniform samplers in all starts, in points, and "
+                "spread is the largest minus the smallest of these leads"
+            ),
         ),
         Claim(
             id="elasticvit.5",
@@ -90,16 +98,20 @@ PAPER = Paper(
             statement="A subnet equals a stand-alone network with the sliced weights.",
             reported="definition of weight sharing",
             kind="identity",
-            # apart: largest difference of outputs as a fraction of their norm
-            rule="supports if apart < 1e-5; contradicts if apart >= 1e-5",
+            rule=(
+                "supports if apart < 1e-5; contradicts if apart >= 1e-5; where apart is the "
+                "largest difference of outputs as a fraction of their norm"
+            ),
         ),
         Claim(
             id="elasticvit.7",
             statement="The published subnets have the published FLOPs by the authors' formula.",
             reported="about 60 M (T1) to about 800 M (L3)",
             kind="identity",
-            # apart: largest difference from the recorded values in million multiply-adds
-            rule="supports if apart < 1e-6; contradicts if apart >= 1e-6",
+            rule=(
+                "supports if apart < 1e-6; contradicts if apart >= 1e-6; where apart is the "
+                "largest difference from the authors' values in million multiply-adds"
+            ),
         ),
     ),
     differences=(

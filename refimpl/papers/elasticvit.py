@@ -270,6 +270,12 @@ class Supernet(ElasticViT):
         whole = dict(self.named_parameters()) | dict(self.named_buffers())
         return call_sliced(network, whole, cut, images)
 
+    def forward_features(self, images: Tensor) -> Tensor:
+        raise ValueError("a supernet has no map of its own: take subnet(genotype)")
+
+    def fuse(self) -> ElasticViT:
+        raise ValueError("a supernet can't be fused: take subnet(genotype).fuse()")
+
     @torch.no_grad()
     def subnet(self, genotype: Genotype) -> ElasticViT:
         """A network of its own with a copy of its slices, in evaluation mode."""

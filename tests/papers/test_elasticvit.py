@@ -635,6 +635,7 @@ def test_official_lists_that_are_no_network_are_refused(arch, words):
         (dict(img_size=100), "img_size=(100,): 100 at place 0 is outside the space"),
         (dict(kernel_sizes=(3, 7, 3)), "7 at place 1 is outside the space, which has (3, 5)"),
         (dict(embed_dims=(24, 16, 32, 64, 96, 176, 272)), "must not fall along the network"),
+        (dict(mlp_ratios=(2, 2, 3)), "mlp_ratios=(2, 2, 3) must have 4 entries"),
     ],
 )
 def test_networks_outside_the_space_are_refused(small, change, words):
@@ -642,6 +643,8 @@ def test_networks_outside_the_space_are_refused(small, change, words):
     images = torch.randn(1, 3, 64, 64)
     models.assert_refused(lambda: small(images, PUBLISHED["t1"]), "is outside the space")
     models.assert_refused(lambda: small.subnet(PUBLISHED["t1"]), "is outside the space")
+    models.assert_refused(small.fuse, "take subnet(genotype).fuse()")
+    models.assert_refused(lambda: small.forward_features(images), "take subnet(genotype)")
 
 
 @pytest.mark.parametrize(
