@@ -1,7 +1,7 @@
 """DeepShift: linear layers whose weights are signed powers of two, so that products are shifts.
 
 Elhoushi et al., *DeepShift: Towards Multiplication-Less Neural Networks*, arXiv 1905.13298; as
-ShiftAddViT's code holds it. W = 2^round(p) · sign(round(s)), p in [−14, 0]; inputs are fixed-point
+ShiftAddViT's code holds it. W = 2^round(e) · sign(round(s)), e in [−14, 0]; inputs are fixed-point
 numbers.
 """
 
@@ -41,9 +41,9 @@ def sum_of_two_powers(weight: Tensor) -> Tensor:
 
 
 def shift_weight(shift: Tensor, sign: Tensor) -> Tensor:
-    """W = 2^round(p) · sign(round(s)), p clamped to [−14, 0]: two of one shape -> the same.
+    """W = 2^round(e) · sign(round(s)), e clamped to [−14, 0]: two of one shape -> the same.
 
-    Gradients pass straight through rounding and clamp; the sign's is W's own, without 2^p.
+    Gradients pass straight through rounding and clamp; the sign gets W's own, not times 2^e.
     """
     exponent = straight_through(shift.clamp(MIN_SHIFT, 0).round(), shift)
     size = torch.exp2(exponent)

@@ -12,9 +12,9 @@ The idea
 
 With codes C in {0, 1} and values v of n tokens, per head:
     attention   o = v/2 + C_q (C_kᵀ v)/π;  o/‖o‖ + a filter of nine tokens over v
-    shift       W = 2^round(p) · sign(round(s)),  p in [−14, 0]
+    shift       W = 2^round(e) · sign(round(s)),  e in [−14, 0]
     mixture     p = softmax(ℓ), i = argmax p,  y = p_i E_i(x);  ℓ = W_g x + b, + noise in training
-    balance     λ (CV²(α ⊙ Σ p) + CV²(α ⊙ Σ q)), α_i = latency_i / Σ latency, q_i the probability
+    balance     λ (CV²(α ⊙ Σ p) + CV²(α ⊙ Σ r)), α_i = latency_i / Σ latency, r_i the probability
                 that expert i stays chosen under fresh noise; CV² = variance / mean²
 Cost per head: 2 n · bits · d additions where softmax has 2 n² d products.
 """
@@ -151,7 +151,7 @@ class MixtureLinear(nn.Module):
 
 
 def stay_probability(clean: Tensor, noisy: Tensor, noise: float = NOISE) -> Tensor:
-    """q_i: that expert i would be chosen with fresh noise of its own: two of (…, 2) -> (…, 2).
+    """r_i: that expert i would be chosen with fresh noise of its own: two of (…, 2) -> (…, 2).
 
     It must beat the other one's noisy logit. (The released code compares with probabilities.)
     """
@@ -164,7 +164,7 @@ def variation(x: Tensor) -> Tensor:
 
 
 def balance_loss(clean: Tensor, noisy: Tensor, latencies: Sequence[float] = (6, 4)) -> Tensor:
-    """CV²(α Σ p) + CV²(α Σ q), to be multiplied by λ: logits of tokens, two of (…, 2) -> scalar.
+    """CV²(α Σ p) + CV²(α Σ r), to be multiplied by λ: logits of tokens, two of (…, 2) -> scalar.
 
     latencies: of the multiplying and the shifting expert, in any unit.
     """

@@ -18,9 +18,9 @@ LEVELS += [-level for level in LEVELS]  # code -> weight
 
 
 def encode(shift: Tensor, sign: Tensor) -> Tensor:
-    """p and s of a shift layer, (n, k) each -> codes (⌈k / 6⌉, n), int32.
+    """Exponents and signs of a shift layer, (n, k) each -> codes (⌈k / 6⌉, n), int32.
 
-    W = 2^round(p) · sign(round(s)), p clamped to [−14, 0]; NaN is refused with a `ValueError`.
+    W = 2^round(shift) · sign(round(sign)), shift clamped to [−14, 0]. Raises `ValueError` for NaN.
     """
     if shift.isnan().any() or sign.isnan().any():
         raise ValueError("shift and sign must not hold NaN")

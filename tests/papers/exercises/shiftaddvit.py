@@ -6,8 +6,9 @@ NEAREST = """
 def nearest(x, fraction_bits):
     return {body}
 """
-COMMON = """
-def common(sq, sk):
+KEPT = """
+def steady(y, logits):
+    gate = logits.softmax(-1).amax(-1, keepdim=True)
     return {body}
 """
 SPLIT = """
@@ -26,12 +27,12 @@ ANSWERS = {
         ],
     ),
     2: Answers(
-        right=[COMMON.format(body="((sq + 1) @ (sk + 1).T) / 4")],
+        right=[KEPT.format(body="y + y * (gate.log() - gate.log().detach())")],
         wrong=[
-            COMMON.format(body="sq @ sk.T"),
-            COMMON.format(body="(sq @ sk.T + sq.shape[1]) / 2"),  # bits that agree, zeros too
-            COMMON.format(body="(sq @ sk.T + sq.shape[1]) / 4"),
-            COMMON.format(body="(sk @ sq.T + sq.shape[1]) / 4"),
+            KEPT.format(body="y"),
+            KEPT.format(body="y * gate"),
+            KEPT.format(body="y + gate - gate.detach()"),  # does not know what y is worth
+            KEPT.format(body="y * gate.detach() / gate"),  # the wrong way round
         ],
     ),
     3: Answers(
