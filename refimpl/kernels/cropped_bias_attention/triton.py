@@ -32,8 +32,8 @@ def attend(
     e,
     side,
     span,
-    scale,
     query_blocks,
+    SCALE: tl.constexpr,
     REAL: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
@@ -53,7 +53,7 @@ def attend(
     q = tl.load(queries + q_place, has_query[:, None] & (column < d)[None, :], 0.0).to(REAL)
     k_place = (pair * n + key)[None, :] * d + column[:, None]
     k = tl.load(keys + k_place, has_key[None, :] & (column < d)[:, None], 0.0).to(REAL)
-    scores = tl.dot(q * scale, k, input_precision="ieee", out_dtype=REAL)
+    scores = tl.dot(q * SCALE, k, input_precision="ieee", out_dtype=REAL)
     down = (query // side)[:, None] - (key // side)[None, :] + span // 2
     right = (query % side)[:, None] - (key % side)[None, :] + span // 2
     both = has_query[:, None] & has_key[None, :]
@@ -90,7 +90,8 @@ class TritonAttention(torch.autograd.Function):
             b * heads * query_blocks,
             *[t.contiguous() for t in (queries, keys, values, table)],
             result,
-            *(heads, n, d, e, math.isqrt(n), table.shape[1], d**-0.5, query_blocks),
+            *(heads, n, d, e, math.isqrt(n), table.shape[1], query_blocks),
+            SCALE=d**-0.5,
             REAL=tl.float64 if real == torch.float64 else tl.float32,
             QUERIES=block,
             KEYS=block_size(n, MOST, least=16),
