@@ -99,8 +99,8 @@ PAPER = Paper(
         Claim(
             id="efficientformer.7",
             statement=(
-                "Slimming one supernet along a latency table finds better networks than chance at "
-                "equal latency."
+                "Slimming one supernet along a latency table finds better networks than chance "
+                "within the same latency."
             ),
             reported="L1, L3 and L7 come from one supernet",
             kind="miniature",
@@ -140,7 +140,7 @@ PAPER = Paper(
                 "The learned weights of the paths tell which blocks matter: removing the least "
                 "important first costs less accuracy than removing blocks at random."
             ),
-            reported="the importance of a block steers all three actions",
+            reported="importance picks the block to remove and the stage to narrow",
             kind="miniature",
             # worst, best: accuracy, inside the supernet, after half of the blocks were removed by
             # importance alone, less the median of random orders, in the worst and the best seed.

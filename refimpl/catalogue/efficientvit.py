@@ -24,9 +24,8 @@ PAPER = Paper(
         Claim(
             id="efficientvit.1",
             statement=(
-                "The speed of vision transformers is bounded by memory-inefficient operations, "
-                "above all the reshapes and element-wise functions of attention: they dominate "
-                "its run time."
+                "Memory-inefficient operations, above all the reshapes and element-wise functions "
+                "of attention, dominate the run time of vision transformers."
             ),
             reported="profiles of Swin-T and DeiT-T on a V100: memory-bound operations dominate",
             kind="miniature",
@@ -139,9 +138,8 @@ PAPER = Paper(
         Claim(
             id="efficientvit.9",
             statement=(
-                "Feeding each of h heads its own split of the channels saves computation: it "
-                "divides the multiplications of the query, key and value projections by h and "
-                "leaves the rest of the layer as it was."
+                "Feeding each of h heads its own split of the channels divides the work of the "
+                "query, key and value projections by h and leaves the rest as it was."
             ),
             reported="fewer parameters and FLOPs, from the layer's definition",
             kind="identity",
