@@ -59,14 +59,15 @@ def reconstruct(
     """
     for name in block:
         layer = net.get_submodule(name)
-        x = entering(net, name, images)  # X̂: what the block's layers before it make of X
+        x = entering(net, name, images)  # X̂: what the layers before it make of X
         known = x, outputs[name], gradients[name]  # X̂, O, ∂L/∂O
         tried = [layer.grids]
         for option in layer.options:  # granularity × scheme
             start = layer.minmax(x, option)
             if not start.inputs.overflows.any():
                 tried.append(search(layer, start, *known, by, rounds))
-        layer.grids = min(tried, key=lambda grids: squares(layer, grids, *known).item())
+        errors = [squares(layer, grids, *known).item() for grids in tried]
+        layer.grids = tried[errors.index(min(errors))]
         layer.on = True  # the next layer meets the error that this one leaves
     for name in block:
         net.get_submodule(name).on = False
@@ -331,8 +332,7 @@ def minmax(
     layers = layers_of(switch(net, False))
 
     def begin(name, x, _):
-        layer = layers[name]
-        layer.grids = layer.minmax(x, option or layer.options[0], zero)
+        layers[name].grids = layers[name].minmax(x, option or layers[name].options[0], zero)
 
     with listening(layers, begin):
         net(images)
