@@ -62,7 +62,8 @@ PAPER = Paper(
             # added after the numbers, and is stricter.
             rule=(
                 "supports if least > 5 and served > 0.9; contradicts if most < 2 or served < 0.5; "
-                "where served is the share of starts in which who needs products gets them"
+                "where served is the share of starts in which most tokens that need products get"
+                " them"
             ),
         ),
         Claim(
@@ -78,7 +79,7 @@ PAPER = Paper(
             # rule was for 80 %, of which a balance that holds can serve half at most.
             rule=(
                 "supports if least > 0.9; contradicts if most < 0.5; where these are the smallest"
-                " and the largest share, over the starts, of who needs products and gets them"
+                " and the largest share, over the starts, of such tokens that get a multiplication"
             ),
         ),
         Claim(
