@@ -48,8 +48,8 @@ class Grid:
     def codes(self, x: Tensor) -> Tensor:
         """The integers, as floats; their gradient passes through the rounding where it is open."""
         q = x / self.scale + self.zero_point
-        q = q + (q.round() - q).detach()
-        return q.clamp(self.lowest, self.highest)
+        rounded = q + (q.round() - q).detach() if q.requires_grad else q.round()
+        return rounded.clamp(self.lowest, self.highest)
 
     def values(self, codes: Tensor) -> Tensor:
         """The level of each integer."""
