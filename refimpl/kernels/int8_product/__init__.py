@@ -58,9 +58,6 @@ def int8_product(
 
 def check(codes, weight, scale, weight_scale, bias, zero_point) -> None:
     """Raise a `ValueError` that names the first argument that does not fit the others."""
-    for name, integers in (("codes", codes), ("weight", weight)):
-        if integers.dtype != torch.int8:
-            raise ValueError(f"{name} must be int8, got {integers.dtype}")
     axes = {
         "codes": "batch inputs",
         "weight": "outputs inputs",
@@ -70,6 +67,9 @@ def check(codes, weight, scale, weight_scale, bias, zero_point) -> None:
     }
     tensors = dict(codes=codes, weight=weight, scale=scale, weight_scale=weight_scale, bias=bias)
     sizes = checks.shapes(axes, **tensors)
+    for name, integers in (("codes", codes), ("weight", weight)):
+        if integers.dtype != torch.int8:
+            raise ValueError(f"{name} must be int8, got {integers.dtype}")
     checks.floating(scale=scale, weight_scale=weight_scale, bias=bias)
     if sizes["inputs"] > MOST_INPUTS:
         raise ValueError(
