@@ -289,8 +289,7 @@ class HashAttention(nn.Module):
         unit = self.unit_tokens(x)
         generator = torch.Generator().manual_seed(seed)
         count = self.anchors.shape[2]
-        order = torch.arange(count) % x.shape[1]
-        order = torch.randperm(x.shape[1], generator=generator)[order]
+        order = torch.randperm(x.shape[1], generator=generator)[torch.arange(count) % x.shape[1]]
         self.anchors.copy_(unit[:1, :, order])
         kernels = kernels_to_anchors(unit, self.anchors)
         self.centre.copy_(kernels.mean((0, 2))[None, :, None])
@@ -353,13 +352,7 @@ class ShiftAddViT(PVTv2):
             make,
             linear,
             attention == "li",
-            img_size,
-            in_chans,
-            num_classes,
-            embed_dims,
-            depths,
-            num_heads,
-            mlp_ratios,
+            *(img_size, in_chans, num_classes, embed_dims, depths, num_heads, mlp_ratios),
             drop_path_rate=drop_path_rate,
         )
         for part in self.modules():
