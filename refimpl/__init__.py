@@ -49,19 +49,21 @@ def create_model(name: str, **kwargs):
     `kwargs` go to its constructor over the variant's own. Raises `ValueError` for a name that is
     none, and says so where the paper is known and has no model here.
     """
-    families = [p for p in PAPERS.values() if name == p.stem or name.startswith(f"{p.stem}_")]
-    if families and not families[0].variants:
-        raise ValueError(f"unknown model {name!r}; there is no model of {families[0].name} here")
-    checks.choice("name", name, family(name) or model_index(), "model")
+    if name not in model_index():
+        refuse(name)
     path, variant = model_index()[name]
     module = importlib.import_module(path)
     return module.MODEL(**module.VARIANTS[variant] | kwargs)
 
 
-def family(name: str) -> list[str]:
-    """The models whose paper or base the name begins with, so that no other is suggested."""
+def refuse(name: str) -> None:
+    """Raise the `ValueError` for a name that is no model; it suggests none of another family."""
     stems = [stem for stem in (*PAPERS, *BASES) if name == stem or name.startswith(f"{stem}_")]
-    return [known for known in model_index() for stem in stems if known.startswith(f"{stem}_")]
+    papers = [PAPERS[stem] for stem in stems if stem in PAPERS]
+    if papers and not papers[0].variants:
+        raise ValueError(f"unknown model {name!r}; there is no model of {papers[0].name} here")
+    own = [known for known in model_index() for stem in stems if known.startswith(f"{stem}_")]
+    checks.choice("name", name, own or model_index(), "model")
 
 
 @cache

@@ -257,7 +257,8 @@ def provenance(op: str) -> str:
             error = html.format_number(k["agreement"][form], 2)
             name = html.escape(k["machine"]["name"])
             rows.append((label, error, name, html.nowrap(k["date"])))
-            rows += [row for row in types_on_gpu(k) if form == "triton_gpu"]
+            if form == "triton_gpu":
+                rows += types_on_gpu(k)
         if not verified:
             rows.append((label, "–", "not verified yet", "–"))
     if record := sources.compiled(op):

@@ -116,11 +116,8 @@ def of_ceiling(row: dict) -> float | None:
 
 
 def ratio_to_timm(row: dict) -> str:
-    """The ratio of two times, with its middle half where rounds were paired."""
     if not row.get("ratio_to_timm"):
         return "–"
-    if "ratio_low" not in row:
-        return f"{row['ratio_to_timm']:.2f}"
     return f"{row['ratio_to_timm']:.2f} ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})"
 
 
