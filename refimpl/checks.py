@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from numbers import Integral
+from numbers import Integral, Real
 
 
 def choice(name: str, value: object, options: Iterable[str], what: str = "") -> None:
@@ -35,8 +35,8 @@ def at_least(least: float, **values: float | Sequence[float]) -> None:
     """Every number, or every entry of a sequence, must be at least `least`."""
     for name, value in values.items():
         entries = value if isinstance(value, Sequence) else (value,)
-        if any(entry < least for entry in entries):
-            raise ValueError(f"{name}={value} must be at least {least}")
+        if any(not isinstance(entry, Real) or entry < least for entry in entries):
+            raise ValueError(f"{name}={value!r} must be at least {least}")
 
 
 def integer(least: int, **values: object) -> None:
@@ -49,15 +49,15 @@ def integer(least: int, **values: object) -> None:
 def positive(**values: float) -> None:
     """Every number must be above 0."""
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name}={value} must be above 0")
+        if not isinstance(value, Real) or not value > 0:
+            raise ValueError(f"{name}={value!r} must be above 0")
 
 
 def fraction(**values: float) -> None:
     """Every number must be at least 0 and less than 1."""
     for name, value in values.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name}={value} must be at least 0 and less than 1")
+        if not isinstance(value, Real) or not 0 <= value < 1:
+            raise ValueError(f"{name}={value!r} must be at least 0 and less than 1")
 
 
 def same_length(**sequences: tuple) -> None:

@@ -25,6 +25,11 @@ CLASSES = 10
 ROUNDING = {"efficientnet": 0.15}  # in bfloat16: the random lite0, all ReLU6, moves by 0.11
 QUIET = {"mpcvit": 4.0}  # starts by its authors' rule hardly hear the image: weights are multiplied
 STRAIGHT_THROUGH = ("shiftaddvit",)  # codes have no slope, and get another's gradient
+WRONG = {  # sizes that no model can have
+    "img_size": (0, "large", (64,), 64.5),
+    "num_classes": (-1, "10", 2.0),
+    "in_chans": (0, "3", None),
+}
 ALSO = ("efficientnet_b0",)  # gates and another padding; the smallest, lite0, has neither
 
 
@@ -160,9 +165,10 @@ def test_other_classes_channels_and_sizes(model):
                 assert f"img_size={(height, width)}" in str(refusal)
             else:
                 assert other(torch.randn(1, 3, height, width)).shape == (1, CLASSES)
-    for wrong in (0, "large", (side,), 64.5):
-        with pytest.raises(ValueError, match="img_size="):
-            build(model, img_size=wrong)
+    for argument, values in WRONG.items():
+        for wrong in values:
+            with pytest.raises(ValueError, match=f"{argument}="):
+                build(model, **{argument: wrong})
 
 
 def test_without_classes_features_come_out(model):

@@ -207,7 +207,7 @@ def check_transformer(
 ) -> None:
     """Raise a `ValueError` for an argument out of its range."""
     checks.at_least(1, depth=depth, in_chans=in_chans)
-    checks.at_least(0, num_classes=num_classes)
+    checks.integer(0, num_classes=num_classes)
     checks.positive(mlp_ratio=mlp_ratio)
     checks.fraction(drop_path_rate=drop_path_rate)
 

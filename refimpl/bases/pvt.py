@@ -155,7 +155,7 @@ class PVTv2(nn.Module):
             reductions=reductions,
         )
         checks.at_least(1, in_chans=in_chans, depths=depths, mlp_ratios=mlp_ratios)
-        checks.at_least(0, num_classes=num_classes)
+        checks.integer(0, num_classes=num_classes)
         checks.fraction(drop_path_rate=drop_path_rate)
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
         self.sides = checks.image_size(img_size, 4 * 2 ** (len(depths) - 1), "the last stage's map")

@@ -287,7 +287,7 @@ class SwinTransformer(nn.Module):
         super().__init__()
         checks.same_length(depths=tuple(depths), num_heads=tuple(num_heads))
         checks.at_least(1, in_chans=in_chans, embed_dim=embed_dim, depths=tuple(depths))
-        checks.at_least(0, num_classes=num_classes)
+        checks.integer(0, num_classes=num_classes)
         checks.positive(mlp_ratio=mlp_ratio)
         checks.fraction(drop_path_rate=drop_path_rate)
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes

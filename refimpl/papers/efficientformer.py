@@ -164,7 +164,7 @@ class EfficientFormer(nn.Module):
         super().__init__()
         checks.same_length(embed_dims=embed_dims, depths=depths)
         checks.at_least(1, in_chans=in_chans, embed_dims=embed_dims, depths=depths)
-        checks.at_least(0, num_classes=num_classes)
+        checks.integer(0, num_classes=num_classes)
         checks.fraction(drop_path_rate=drop_path_rate)
         if not 0 <= num_vit <= depths[-1]:
             raise ValueError(

@@ -205,9 +205,8 @@ class EfficientMod(nn.Module):
         )
         checks.image_size(img_size)
         checks.at_least(1, in_chans=in_chans, embed_dims=embed_dims)
-        checks.at_least(
-            0, num_classes=num_classes, depths=depths, attention_depths=attention_depths
-        )
+        checks.integer(0, num_classes=num_classes)
+        checks.at_least(0, depths=depths, attention_depths=attention_depths)
         if not mlp_ratios:
             raise ValueError("mlp_ratios=() must have at least one entry")
         checks.fraction(drop_path_rate=drop_path_rate)

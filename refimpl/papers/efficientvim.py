@@ -232,7 +232,7 @@ class EfficientViM(nn.Module):
         super().__init__()
         checks.same_length(embed_dims=embed_dims, depths=depths, state_dims=state_dims)
         checks.at_least(1, in_chans=in_chans, depths=depths, state_dims=state_dims)
-        checks.at_least(0, num_classes=num_classes)
+        checks.integer(0, num_classes=num_classes)
         checks.image_size(img_size)
         checks.at_least(16, img_size=img_size)  # the stride of the stem
         self.img_size = img_size

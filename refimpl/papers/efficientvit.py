@@ -291,7 +291,7 @@ class EfficientViT(nn.Module):
             embed_dims=embed_dims, depths=depths, num_heads=num_heads, window_size=window_size
         )
         checks.at_least(1, in_chans=in_chans, depths=depths)
-        checks.at_least(0, num_classes=num_classes)
+        checks.integer(0, num_classes=num_classes)
         checks.fraction(drop_path_rate=drop_path_rate)
         self.img_size, _ = checks.image_size(img_size, 16, "the stride of the stem", square=True)
         self.in_chans = in_chans

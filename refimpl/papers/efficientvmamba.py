@@ -276,7 +276,7 @@ class EfficientVMamba(nn.Module):
         checks.image_size(img_size, 4, "the stride of the patches")
         checks.same_length(depths=depths)
         checks.at_least(1, in_chans=in_chans, depths=depths)
-        checks.at_least(0, num_classes=num_classes)
+        checks.integer(0, num_classes=num_classes)
         checks.at_least(8, embed_dim=embed_dim)  # the gates squeeze to an eighth of it
         checks.fraction(drop_path_rate=drop_path_rate)
         self.img_size = img_size

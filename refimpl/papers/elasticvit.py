@@ -149,7 +149,7 @@ class ElasticViT(nn.Module):
         self.img_size, _ = checks.image_size(img_size, square=True)
         check_genes(embed_dims, depths, expand_ratios, kernel_sizes, mlp_ratios, value_ratios)
         checks.at_least(1, in_chans=in_chans)
-        checks.at_least(0, num_classes=num_classes)
+        checks.integer(0, num_classes=num_classes)
         checks.fraction(drop_rate=drop_rate)
         self.in_chans = in_chans
         self.num_classes = num_classes

@@ -343,7 +343,7 @@ class FMViTR(nn.Module):
         super().__init__()
         checks.same_length(depths=depths, embed_dims=embed_dims, mixed_dims=mixed_dims, pools=pools)
         checks.at_least(1, in_chans=in_chans, depths=depths, pools=pools, group_width=group_width)
-        checks.at_least(0, num_classes=num_classes)
+        checks.integer(0, num_classes=num_classes)
         check_bands("bands", bands)
         self.stride = 2 ** (len(depths) + 1)
         size = checks.image_size(img_size, self.stride, "the stride of the network")

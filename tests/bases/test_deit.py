@@ -266,7 +266,7 @@ def test_timm_gives_the_same_output():
         (dict(patch_size=0), "patch_size=0 must be at least 1"),
         (dict(num_heads=5), "num_heads=5 must be at least 1 and divide dim=24"),
         (dict(depth=0), "depth=0 must be at least 1"),
-        (dict(num_classes=-1), "num_classes=-1 must be at least 0"),
+        (dict(num_classes=-1), "num_classes=-1 must be an integer of at least 0"),
         (dict(in_chans=0), "in_chans=0 must be at least 1"),
         (dict(mlp_ratio=0), "mlp_ratio=0 must be above 0"),
         (dict(drop_path_rate=1.0), "drop_path_rate=1.0 must be at least 0 and less than 1"),

@@ -248,7 +248,7 @@ def test_drop_path_rises_over_all_blocks():
         (dict(num_heads=(2,)), "depths=(2, 1), num_heads=(2,) must be equally long"),
         (dict(depths=(2, 0)), "depths=(2, 0) must be at least 1"),
         (dict(window_size=0), "window_size=0 must be at least 1"),
-        (dict(num_classes=-1), "num_classes=-1 must be at least 0"),
+        (dict(num_classes=-1), "num_classes=-1 must be an integer of at least 0"),
         (dict(in_chans=0), "in_chans=0 must be at least 1"),
         (dict(mlp_ratio=0), "mlp_ratio=0 must be above 0"),
         (dict(drop_path_rate=1), "drop_path_rate=1 must be at least 0 and less than 1"),

@@ -428,7 +428,7 @@ def test_timm_gives_the_same_output(variant):
         (dict(img_size=30), "img_size=30 is not divisible by patch_size=8"),
         (dict(num_heads=5), "num_heads=5 must be at least 1 and divide dim=36"),
         (dict(depth=0), "depth=0 must be at least 1"),
-        (dict(num_classes=-1), "num_classes=-1 must be at least 0"),
+        (dict(num_classes=-1), "num_classes=-1 must be an integer of at least 0"),
         (dict(in_chans=0), "in_chans=0 must be at least 1"),
         (dict(local_up_to_layer=3), "local_up_to_layer=3 must be at least 0 and below depth=3"),
         (dict(local_up_to_layer=-1), "local_up_to_layer=-1"),

@@ -345,7 +345,7 @@ def test_recorded_maps():
         (dict(depth=0), "depth=0 must be at least 1"),
         (dict(embed_dim=1, num_heads=1), "embed_dim=1 must be at least 2"),
         (dict(mlp_ratio=0), "mlp_ratio=0 must be above 0"),
-        (dict(num_classes=-1), "num_classes=-1 must be at least 0"),
+        (dict(num_classes=-1), "num_classes=-1 must be an integer of at least 0"),
     ],
 )
 def test_bad_arguments(change, message):

@@ -375,7 +375,7 @@ def test_network_cost_waits_for_layers_not_for_heads():
         (dict(num_heads=5), "num_heads=5 must be at least 1 and divide dim=24"),
         (dict(depth=0), "depth=0 must be at least 1"),
         (dict(mlp_ratio=0), "mlp_ratio=0 must be above 0"),
-        (dict(num_classes=-1), "num_classes=-1 must be at least 0"),
+        (dict(num_classes=-1), "num_classes=-1 must be an integer of at least 0"),
         (dict(drop_path_rate=1), "drop_path_rate=1 must be at least 0"),
     ],
 )

@@ -514,7 +514,7 @@ def test_conversion_keeps_dense_weights_and_training_moves_routers():
         (lambda: build(img_size=48), "img_size=48 must be a positive multiple of 32"),
         (lambda: build(num_heads=(1, 2, 5, 4)), "num_heads=5 must be at least 1 and divide dim=24"),
         (lambda: build(depths=(1, 1, 1)), "must be equally long"),
-        (lambda: build(num_classes=-1), "num_classes=-1 must be at least 0"),
+        (lambda: build(num_classes=-1), "num_classes=-1 must be an integer of at least 0"),
         (lambda: balance_loss(torch.ones(3, 2), torch.ones(3, 2), (0, 4)), "multiplying=0"),
         (
             lambda: mixture_loss(build(), torch.randn(1, 3, 64, 64), torch.tensor([0])),
