@@ -21,6 +21,7 @@ PAPER = Paper(
     code="https://github.com/val-iisc/DeiT-LT",
     commit="bc369700932a950fa8535df80b37f973ac7aae11",
     licence="MIT",
+    variants=("tiny", "small", "base"),
     claims=(
         Claim(
             id="deit_lt.1",
