@@ -24,20 +24,22 @@ HEAD = (
     "Ratio to timm",
     "Certificate",
 )
+GPU_HEAD = ("Model", "Form", "Batch", "Time", "Middle half", "Peak memory", "Of ceiling")
 YARDSTICK = "deit_tiny"  # the network that a budget is told in
 
 
 class Explorer(Page):
-    """One table for the CPU and for each GPU: sorted, filtered, selected, downloaded."""
+    """The CPU's table, sorted, filtered, selected, downloaded; below it, folded, each GPU's."""
 
     def make(self):
         results = [measured for measured in sources.measured() if measured.models]
         if not results:
             message = html.note("Not measured yet: run <code>make bench</code>.")
             return message + self.unmeasured(set())
-        return "".join(map(self.machine, results))
+        cpu, *gpus = results
+        return self.explorer(cpu) + "".join(map(self.gpu, gpus))
 
-    def machine(self, results: sources.Measured) -> str:
+    def explorer(self, results: sources.Measured) -> str:
         machines = results.machines()
         ordered = sorted(results.models, key=lambda row: (row["batch"], row["seconds"]))
         table = html.table(
@@ -53,12 +55,40 @@ class Explorer(Page):
         box = f'<div class="explorer-box" data-name="{results.name}">{table}{script}</div>'
         return box + self.unmeasured({row["name"] for row in results.models})
 
-    def row(self, row: dict) -> tuple:
+    def gpu(self, results: sources.Measured) -> str:
+        machines = "; ".join(map(machine_line, results.machines()))
+        ordered = sorted(results.models, key=lambda row: (row["batch"], row["seconds"]))
+        table = html.table(
+            GPU_HEAD,
+            [self.gpu_row(row) for row in ordered],
+            f"Measured on {html.escape(machines)}",
+            classes="sortable",
+            numeric=range(2, 7),
+            id=f"speed-{results.name}",
+        )
+        names = {row["name"] for row in ordered}
+        title = f"{len(names)} models on {results.machines()[0]['name']}"
+        return f"<details><summary>{html.escape(title)}</summary>{table}</details>"
+
+    def gpu_row(self, row: dict) -> tuple:
+        ceiling = of_ceiling(row)
+        return (
+            self.model(row),
+            html.escape(row["form"]),
+            html.Cell(str(row["batch"]), row["batch"]),
+            html.Cell(milliseconds(row["seconds"]), row["seconds"]),
+            html.Cell(middle_half(row), row["low"]),
+            html.Cell(f"{row['memory'] / 1e6:.3g} MB", row["memory"]),
+            html.Cell(f"{ceiling:.1%}" if ceiling else "–", ceiling),
+        )
+
+    def model(self, row: dict) -> str:
         stem = sources.stem_of(row["name"])
         model = f"<code>{html.escape(row['name'])}</code>"
-        if sources.written(stem):
-            model = html.link(self.to(f"notebooks/{stem}"), model)
-        spread = f"{milliseconds(row['low'])} – {milliseconds(row['high'])}"
+        return html.link(self.to(f"notebooks/{stem}"), model) if sources.written(stem) else model
+
+    def row(self, row: dict) -> tuple:
+        stem = sources.stem_of(row["name"])
         ceiling = of_ceiling(row)
         memory = row.get("memory")
         accuracy = sources.top1(row["name"])
@@ -66,9 +96,11 @@ class Explorer(Page):
         certificate = "–"
         if count:
             certificate = html.link(self.to("book/exactness", stem), f"{count} equal")
-        time = f'<span title="middle half: {spread}">{milliseconds(row["seconds"])}</span>'
+        time = (
+            f'<span title="middle half: {middle_half(row)}">{milliseconds(row["seconds"])}</span>'
+        )
         return (
-            model,
+            self.model(row),
             html.escape(row["form"]),
             html.Cell(str(row["batch"]), row["batch"]),
             html.Cell(f"{accuracy:.1f} %" if accuracy else "–", accuracy),
@@ -119,6 +151,10 @@ def ratio_to_timm(row: dict) -> str:
     if not row.get("ratio_to_timm"):
         return "–"
     return f"{row['ratio_to_timm']:.2f} ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})"
+
+
+def middle_half(row: dict) -> str:
+    return f"{milliseconds(row['low'])} – {milliseconds(row['high'])}"
 
 
 def milliseconds(seconds: float, digits: int = 3) -> str:
