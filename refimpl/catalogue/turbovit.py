@@ -14,6 +14,9 @@ PAPER = Paper(
         "every seed. Its material is Hiera's mask units and pooled queries."
     ),
     arxiv="2308.11421",
+    licence="none (neither code nor weights were released)",
+    variants=("like_48", "like_56", "like_56_deep"),
+    kernels=("pooled_query_attention",),
     claims=(
         Claim(
             id="turbovit.1",
@@ -56,6 +59,16 @@ PAPER = Paper(
             ),
             reported="the principle of the method",
             kind="miniature",
+            # 200 seeds; a search spends its evaluations on one start's accuracies, and the design
+            # that it found is judged by another start's. chance, trivial: the generator's mean less
+            # that of random search, and less the better of "the smallest" and "the largest design
+            # within the bounds", in points; each with its standard error. control: as chance, where
+            # the qualities are sums of the choices' by construction, in standard errors.
+            rule=(
+                "supports if control > 3 and chance > 3 * chance_error and trivial > 3 * "
+                "trivial_error; contradicts if control > 3 and (chance < -3 * chance_error or "
+                "trivial < -3 * trivial_error)"
+            ),
         ),
         Claim(
             id="turbovit.5",
@@ -65,6 +78,9 @@ PAPER = Paper(
             ),
             reported="Hiera's code",
             kind="identity",
+            # error: the largest ‖unrolled − windows cut out‖ / ‖windows cut out‖ over layers that
+            # pool or do not.
+            rule="supports if error < 1e-6; contradicts if error >= 1e-6",
         ),
         Claim(
             id="turbovit.6",
@@ -74,6 +90,14 @@ PAPER = Paper(
             ),
             reported="Hiera on ImageNet",
             kind="miniature",
+            # In a game where two mask units must be compared, over all starts, in points: blind:
+            # the most that local attention everywhere gets; loss: the most by which global
+            # attention everywhere beats early local, late global; share: of the attention's
+            # multiply-adds that the latter needs, at 224 pixels.
+            rule=(
+                "supports if blind < 60 and loss < 2 and share < 1; "
+                "contradicts if blind < 60 and loss > 5"
+            ),
         ),
         Claim(
             id="turbovit.7",
@@ -82,6 +106,8 @@ PAPER = Paper(
             ),
             reported="under 12.7 M parameters and 2.21 G multiply-adds",
             kind="identity",
+            # within: designs of the chapter's space that meet both bounds.
+            rule="supports if within > 0; contradicts if within <= 0",
         ),
     ),
     differences=(
@@ -93,30 +119,35 @@ PAPER = Paper(
                 "Networks here are stand-ins from Hiera's family, called so; their figures are not "
                 "TurboViT's."
             ),
+            test="tests/papers/test_turbovit.py::test_it_never_looks_like_the_authors_network",
         ),
         Difference(
             id="turbovit.d2",
             paper_says="A generator–inquisitor pair solves the constrained problem.",
             code_does="The update rule is unpublished.",
             effect="A cross-entropy method takes its place here, and is marked as ours.",
+            test="tests/papers/test_turbovit.py::test_the_update_rule_is_marked_as_ours",
         ),
         Difference(
             id="turbovit.d3",
             paper_says="Hiera returns class scores.",
             code_does="The official head applies softmax in evaluation mode; timm's does not.",
             effect="Logits are returned here.",
+            test="tests/papers/test_turbovit.py::test_stand_ins_return_logits_where_the_official_head_returns_scores",
         ),
         Difference(
             id="turbovit.d4",
             paper_says="The third stage attends globally (Hiera).",
             code_does="The first block of a stage uses the previous stage's flag.",
             effect="That block still attends within mask units.",
+            test="tests/bases/test_hiera.py::test_first_blocks_attend_as_the_stage_before",
         ),
         Difference(
             id="turbovit.d5",
             paper_says="Biases start at zero, as usual (Hiera).",
             code_does="They start at 0.02, those of the layer norms too.",
             effect="Reproduced.",
+            test="tests/bases/test_hiera.py::test_weights_start_as_the_authors_start_them",
         ),
     ),
 )

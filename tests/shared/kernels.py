@@ -272,6 +272,15 @@ def cropped_problem(g, batch, heads, side, larger, width, value_width) -> dict:
     }
 
 
+# ---------------------------------------------------------------- attention with pooled queries
+
+
+def pooled_problem(g, batch, heads, queries, keys, width, value_width, pool) -> dict:
+    """queries: those that are left."""
+    arguments = attention_problem(g, batch, heads, pool * queries, keys, width, value_width)
+    return arguments | {"pool": pool}
+
+
 # ---------------------------------------------------------------- attention the other way
 
 
@@ -540,6 +549,19 @@ CONTRACTS: dict[str, Contract] = {
         problem=pool_problem,
         batched=("x",),
         composed=pool_step_by_step,
+    ),
+    "pooled_query_attention": Contract(
+        shapes={
+            "batch": [0, 1, 2, 3],
+            "heads": [1, 2, 3],
+            "queries": [1, 4, 16, 70],
+            "keys": [1, 2, 21, 64, 130],
+            "width": [1, 3, 8, 20],
+            "value_width": [1, 5, 8],
+            "pool": [1, 4, 3],
+        },
+        problem=pooled_problem,
+        batched=("queries", "keys", "values"),
     ),
     "relu_attention": Contract(
         shapes={
