@@ -23,7 +23,7 @@ from shared import models
 SIDES = (64, 96, 128, 224)  # pixels: the first that a model can be built for
 CLASSES = 10
 ROUNDING = {"efficientnet": 0.15}  # in bfloat16: the random lite0, all ReLU6, moves by 0.11
-QUIET = {"mpcvit": 4.0}  # starts by its authors' rule hardly hear the image: weights are multiplied
+QUIET = {"mpcvit": 4.0, "turbovit": 4.0}  # starts that hardly hear the image: weights × this
 STRAIGHT_THROUGH = ("shiftaddvit",)  # codes have no slope, and get another's gradient
 WRONG = {  # sizes that no model can have
     "img_size": (0, "large", (64,), 64.5),
