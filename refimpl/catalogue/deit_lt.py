@@ -86,7 +86,7 @@ PAPER = Paper(
             rule=(
                 "supports if least_drop >= 1; contradicts if most_drop <= -1; where drop is by how "
                 "many components fewer hold 99 % of the variance of the DIST tokens with a SAM "
-                "teacher than with an SGD teacher, over draws"
+                "teacher than with one trained without SAM, over draws"
             ),
         ),
         Claim(
