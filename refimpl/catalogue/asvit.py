@@ -17,20 +17,40 @@ PAPER = Paper(
     code="https://github.com/VITA-Group/AsViT",
     commit="e326ccaf63e05f241f8f48a0e045b63d221be62a",
     licence="MIT",
+    variants=("seed", "small", "base", "large"),
+    top1=(("small", 81.2), ("base", 82.5), ("large", 83.5)),
+    kernels=("gradient_gram",),
     claims=(
         Claim(
             id="asvit.1",
             statement=(
-                "Length distortion at initialisation ranks topologies like their trained accuracy."
+                "Length distortion at initialisation measures expressivity, and ranks topologies "
+                "like their trained accuracy."
             ),
             reported="strong Kendall correlation on ImageNet",
             kind="miniature",
+            # bent: |length / (2π · mean radius) − 1| of the curves, the largest over the topologies
+            # at the official initialisation: 0 for a linear map, which folds nothing.
+            # tau, p: Kendall's over all topologies; rival: the largest tau of parameters,
+            # multiply-adds, patch size and early accuracy; within: tau of pairs with one kernel
+            rule=(
+                "supports if tau > 0 and p < 0.05 and tau > rival and within > 0 and bent > 0.001; "
+                "contradicts if bent < 0.001 or (tau <= 0 and within <= 0 and rival_p < 0.05); "
+                "where bent is how far the longest curve over its radius is from a circle's, tau "
+                "and p are of all topologies, within is tau among those of one patch size, rival "
+                "is the tau of the best of parameters, multiply-adds, patch size and early accuracy"
+            ),
         ),
         Claim(
             id="asvit.2",
-            statement="The score needs no labels, no data and seconds a topology.",
+            statement="The scores need no labels, and seconds where a training needs hours.",
             reported="training-free",
             kind="miniature",
+            # share: processor time of both scores over that of one (short) training
+            rule=(
+                "supports if share < 0.2; contradicts if share > 1; where share is the time of "
+                "both scores over the time of one short training, on one core"
+            ),
         ),
         Claim(
             id="asvit.3",
@@ -40,12 +60,21 @@ PAPER = Paper(
             ),
             reported="seed topology 8,2,3 / 4,1,2 / 4,1,4 / 4,1,6 / 32",
             kind="miniature",
+            # place: of the policy's final choice among all trained topologies by accuracy, 0 best,
+            # 1 worst, mean over policies; drawn: that of one topology drawn at random, 0.5
+            rule=(
+                "supports if place + 2 * error < 0.5; contradicts if place - 2 * error > 0.5; "
+                "where place is the mean place by accuracy of what the policies end with (0 the "
+                "best, 1 the worst, 0.5 chance), error the standard error of that mean"
+            ),
         ),
         Claim(
             id="asvit.4",
             statement="One growing run gives a family with the published sizes.",
             reported="29.0, 52.6 and 88.1 M parameters; 5.3, 8.9 and 22.6 G FLOPs",
             kind="identity",
+            # apart: largest distance of the three counts from the published ones, in M
+            rule="supports if parameters_apart < 0.1 and macs_apart < 0.05; contradicts otherwise",
         ),
         Claim(
             id="asvit.5",
@@ -75,6 +104,13 @@ PAPER = Paper(
             ),
             reported="progressive tokenisation on ImageNet",
             kind="miniature",
+            # points of accuracy: lost, full less progressive at equal steps; gained, progressive
+            # less full at equal multiply-adds; most and least over the starts
+            rule=(
+                "supports if most_lost <= 1 and least_gained > 0; contradicts if least_lost > 1 "
+                "and most_gained <= 0; where lost is against fine tokens at equal steps, gained "
+                "against fine tokens at equal multiply-adds, in points"
+            ),
         ),
         Claim(
             id="asvit.8",
@@ -84,28 +120,55 @@ PAPER = Paper(
             needs="COCO, GPUs and weights that were not released",
             command="none exists: neither detection code nor weights were released",
         ),
+        Claim(
+            id="asvit.9",
+            statement="A small condition number of the tangent kernel tells trainable topologies.",
+            reported="negative Kendall correlation on ImageNet",
+            kind="miniature",
+            # tau of −condition, so that higher is better for all
+            rule=(
+                "supports if tau > 0 and p < 0.05 and tau > rival and within > 0; contradicts if "
+                "tau <= 0 and within <= 0 and rival_p < 0.05; where tau and p are of minus the "
+                "condition number, the others as in claim 1"
+            ),
+        ),
     ),
     differences=(
         Difference(
             id="asvit.d1",
             paper_says="The Gauss-map length is the length of the curve of unit tangents.",
-            code_does="The code differentiates v / ‖v‖ with ‖v‖ held constant.",
-            effect="Another quantity than the one in the text; the kept score is not affected.",
+            code_does=(
+                "The code holds ‖v‖ constant, and divides speeds of shape (n,) by norms of shape "
+                "(n, 1): an n × n table is summed."
+            ),
+            effect=(
+                "Another quantity than the one in the text, several times as large; the kept score "
+                "is not affected."
+            ),
+            test="tests/papers/test_asvit.py::test_official",
         ),
         Difference(
             id="asvit.d2",
-            paper_says="Ties in growing are broken in favour of the better score.",
+            paper_says="The candidate with the better scores is grown.",
             code_does=(
-                "The code takes the smaller value also where larger is better, and looks at the "
-                "first two tied candidates only."
+                "Where rank sums tie, the code takes the smaller value also of the length, where "
+                "larger is better, and looks at the first two tied candidates only."
             ),
             effect="A tie can go to the worse candidate; reproduced.",
+            test=(
+                "tests/papers/test_asvit.py::"
+                "test_a_tie_goes_to_the_smaller_value_also_where_larger_is_better"
+            ),
         ),
         Difference(
             id="asvit.d3",
             paper_says="Both scores judge the same network.",
             code_does="Switching normalisation on again re-initialises every weight.",
             effect="Length distortion and kernel see different random weights.",
+            test=(
+                "tests/papers/test_asvit.py::test_the_two_scores_see_different_weights_in_the_"
+                "released_code_and_one_set_here"
+            ),
         ),
         Difference(
             id="asvit.d4",
@@ -114,12 +177,14 @@ PAPER = Paper(
                 "The code leaves the position embedding off, which gives 28.8, 52.3 and 87.6 M."
             ),
             effect="The trained models must have had it: with it all three figures are met.",
+            test="tests/papers/test_asvit.py::test_parameters_are_the_published_ones",
         ),
         Difference(
             id="asvit.d5",
             paper_says="Ten points on a circle.",
             code_does="Both ends are sampled.",
             effect="Nine distinct points; one is counted twice.",
+            test="tests/papers/test_asvit.py::test_both_ends_of_the_circle_are_one_point",
         ),
         Difference(
             id="asvit.d6",
@@ -129,12 +194,32 @@ PAPER = Paper(
                 "real one."
             ),
             effect="Order at proxy width decides.",
+            test=(
+                "tests/papers/test_asvit.py::"
+                "test_scores_are_of_the_proxy_and_the_limit_is_of_the_real_network"
+            ),
         ),
         Difference(
             id="asvit.d7",
             paper_says="Progressive tokenisation trains faster.",
             code_does="No code for it was released.",
             effect="Its schedule here is an assumption, and marked so.",
+            test=(
+                "tests/papers/test_asvit.py::"
+                "test_the_schedule_is_an_assumption_and_ends_with_fine_tokens"
+            ),
+        ),
+        Difference(
+            id="asvit.d8",
+            paper_says="A topology whose kernel can't be computed is a bad one.",
+            code_does=(
+                "Its condition number is set to −1, the best there is, and the mark `bad` is "
+                "cleared as soon as the length is measured."
+            ),
+            effect="Such a topology would be rewarded; here it counts as the worst yet.",
+            test=(
+                "tests/papers/test_asvit.py::test_a_kernel_without_numbers_counts_as_the_worst_yet"
+            ),
         ),
     ),
 )

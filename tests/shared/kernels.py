@@ -100,6 +100,16 @@ def attention_problem(g, batch, heads, queries, keys, width, value_width) -> dic
     }
 
 
+# ---------------------------------------------------------------- Gram matrix of gradients
+
+
+def gram_problem(g, batch, samples, weights, with_total) -> dict:
+    return {
+        "gradients": normal(g, batch, samples, weights),
+        "total": normal(g, batch, samples, samples) if with_total else None,
+    }
+
+
 # ---------------------------------------------------------------- grid lookup
 
 
@@ -444,6 +454,16 @@ CONTRACTS: dict[str, Contract] = {
         },
         problem=attention_problem,
         batched=("queries", "keys", "values"),
+    ),
+    "gradient_gram": Contract(
+        shapes={
+            "batch": [1, 2, 3],
+            "samples": [2, 1, 5, 17],
+            "weights": [3, 1, 40, 67],
+            "with_total": [True, False],
+        },
+        problem=gram_problem,
+        batched=("gradients", "total"),
     ),
     "grid_encode": Contract(
         shapes={
