@@ -19,6 +19,7 @@ BACKWARD = {
     "grid_encode",
     "modulation_gate",
     "selective_scan",
+    "sparse_target_loss",
 }  # kernels of their own for the way back
 
 

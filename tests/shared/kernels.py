@@ -89,6 +89,28 @@ def scores_problem(g, batch, classes, spread) -> dict:
     return {"logits": spread * normal(g, batch, classes)}
 
 
+# ---------------------------------------------------------------- loss on a sparse target
+
+
+def target_problem(g, batch, classes, kept, spread) -> dict:
+    """What a teacher is surest of; as many classes as there are where `kept` is more."""
+    teacher = (2 * normal(g, batch, classes)).softmax(1)
+    probabilities, indices = teacher.topk(min(kept, classes))
+    return {
+        "logits": spread * normal(g, batch, classes),
+        "indices": indices,
+        "probabilities": probabilities,
+    }
+
+
+def target_composed(logits: Tensor, indices: Tensor, probabilities: Tensor) -> Tensor:
+    """The loss with the label written out for every class."""
+    classes, kept = logits.shape[1], indices.shape[1]
+    share = (1 - probabilities.sum(1, keepdim=True)) / max(classes - kept, 1)
+    label = share.expand(-1, classes).scatter(1, indices, probabilities)
+    return -(label * logits.log_softmax(1)).sum(1)
+
+
 # ---------------------------------------------------------------- attention, of few queries or many
 
 
@@ -641,6 +663,17 @@ CONTRACTS: dict[str, Contract] = {
         },
         problem=shift_problem,
         batched=("x",),
+    ),
+    "sparse_target_loss": Contract(
+        shapes={
+            "batch": [1, 2, 5, 9],
+            "classes": [2, 3, 10, 300, 1030],
+            "kept": [1, 2, 5, 130],
+            "spread": [1.0, 5.0],
+        },
+        problem=target_problem,
+        batched=("logits", "indices", "probabilities"),
+        composed=target_composed,
     ),
     "ssd": Contract(
         shapes={
