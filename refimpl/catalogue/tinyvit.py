@@ -24,15 +24,27 @@ PAPER = Paper(
     claims=(
         Claim(
             id="tinyvit.1",
-            statement="The few largest probabilities of the teacher teach as well as all of them.",
+            statement=(
+                "Sparse labels, the teacher's few largest probabilities with the rest spread "
+                "evenly, teach as well as all of its probabilities."
+            ),
             reported="K = 100 of 21,841 classes",
             kind="miniature",
+            # loss: points of accuracy by which sparse labels are worse than dense ones, mean over
+            # the starts; the worst of all K and both temperatures whose kept mass is 0.95 or more.
+            rule="supports if loss < 1; contradicts if loss > 3",
         ),
         Claim(
             id="tinyvit.2",
             statement="Records of a seed and K probabilities need little disk.",
             reported="16 GB for ImageNet-1k × 300 epochs, 481 GB for ImageNet-22k × 90 epochs",
             kind="identity",
+            # small, large: GiB of 1,281,167 × 300 records with K = 10, and of 14,197,122 × 90 with
+            # K = 100, rounded
+            rule=(
+                "supports if small == 16 and large == 481; "
+                "contradicts if small != 16 or large != 481"
+            ),
         ),
         Claim(
             id="tinyvit.3",
@@ -40,23 +52,29 @@ PAPER = Paper(
                 "The label must belong to the same augmented view: fresh views under the old "
                 "labels are worse."
             ),
-            reported="reason for storing the seed",
+            reported="reason for storing the seed; no figure of its own",
             kind="miniature",
+            # least, most: points of accuracy by which replayed views are better than fresh ones
+            # under the same records (temperature 1, K = 10), the smallest and largest of the starts
+            rule="supports if least > 1; contradicts if most <= 0",
         ),
         Claim(
             id="tinyvit.4",
             statement=(
-                "A small student learns more from the teacher's soft labels than from hard labels "
-                "in the same number of steps."
+                "Distillation in pretraining transfers knowledge: a small student learns more from "
+                "the teacher's stored labels than from hard labels in the same number of steps."
             ),
-            reported="distillation in pretraining lets small models profit from large data",
+            reported="80.7 % against 79.1 % (5M) and 84.8 % against 83.1 % (21M) on ImageNet-1k",
             kind="miniature",
+            # least, most: points of accuracy by which K = 10 is better than hard labels after the
+            # longest training shown, the smallest and largest of the starts
+            rule="supports if least > 0.5; contradicts if most <= 0",
         ),
         Claim(
             id="tinyvit.5",
             statement=(
-                "TinyViT-21M equals Swin-B in accuracy with 4.2 times fewer parameters and, at 512 "
-                "pixels, has 11 % of Swin-L's."
+                "TinyViT-21M equals Swin-B pretrained on ImageNet-21k with 4.2 times fewer "
+                "parameters and, at 512 pixels, is slightly better than Swin-L with 11 % of its."
             ),
             reported="84.8 % and 86.5 % top-1",
             kind="out_of_reach",
@@ -78,15 +96,45 @@ PAPER = Paper(
         ),
         Claim(
             id="tinyvit.7",
-            statement="A training step from stored records is faster than one with a live teacher.",
-            reported="no overhead of the teacher",
+            statement=(
+                "Labels stored in advance save a training step the teacher's memory and its "
+                "computation."
+            ),
+            reported="no figure in the abstract",
             kind="miniature",
+            # least, most: time of a step with a live teacher over that of a step from stored
+            # records, seed replay and reading included, the smallest and largest of the rounds
+            rule="supports if least > 1.1; contradicts if most < 1",
         ),
         Claim(
             id="tinyvit.8",
             statement="The models have the published sizes.",
             reported="5.4, 11 and 21 M parameters; 1.3, 2.0 and 4.3 G multiply-adds",
             kind="identity",
+            # wrong: of the six numbers, how many differ when rounded as published
+            rule="supports if wrong == 0; contradicts if wrong > 0",
+        ),
+        Claim(
+            id="tinyvit.9",
+            statement=(
+                "The teacher's labels let small models profit from massive pretraining data, on "
+                "which they otherwise saturate."
+            ),
+            reported="gains of pretraining on ImageNet-22k with and without the teacher",
+            kind="out_of_reach",
+            needs="ImageNet-22k, a CLIP-ViT-L/14 fine-tuned on it, and 32 GPUs",
+            command=(
+                "official TinyViT/docs/TRAINING.md: save the teacher's labels, pretrain on "
+                "ImageNet-22k with and without them, fine-tune on ImageNet-1k"
+            ),
+        ),
+        Claim(
+            id="tinyvit.10",
+            statement="TinyViT transfers well to downstream tasks.",
+            reported="linear probes, few-shot classification and COCO detection",
+            kind="out_of_reach",
+            needs="COCO, the few-shot data sets and a GPU",
+            command="fine-tune tiny_vit_21m_22k_distill.pth as a detector's backbone on COCO",
         ),
     ),
     differences=(
@@ -101,18 +149,27 @@ PAPER = Paper(
                 "Harmless in a cross-entropy, fatal in a loss that takes the logarithm of the "
                 "target."
             ),
+            test=(
+                "tests/bases/test_teacher_records.py::"
+                "test_rounding_can_push_the_kept_mass_above_one"
+            ),
         ),
         Difference(
             id="tinyvit.d2",
             paper_says="Sparse logits are stored.",
             code_does="Probabilities are stored, after the softmax.",
-            effect="Temperature can't be changed afterwards.",
+            effect=(
+                "Another temperature can't be had afterwards: the tail's share would change too, "
+                "and is not known."
+            ),
+            test="tests/bases/test_teacher_records.py::test_records_hold_probabilities",
         ),
         Difference(
             id="tinyvit.d3",
             paper_says="16 GB for ImageNet-1k over 300 epochs.",
             code_does="The default K is 100; the figure fits K = 10.",
             effect="With the default, the records of ImageNet-1k take 145 GiB.",
+            test="tests/bases/test_teacher_records.py::test_published_sizes",
         ),
         Difference(
             id="tinyvit.d4",
@@ -122,6 +179,9 @@ PAPER = Paper(
                 "cut at the border."
             ),
             effect="Only a printed accuracy is affected: the teacher labels the mixed image.",
+            test=(
+                "tests/bases/test_teacher_records.py::test_a_box_at_the_border_keeps_the_ratio_drawn"
+            ),
         ),
         Difference(
             id="tinyvit.d5",
@@ -130,12 +190,16 @@ PAPER = Paper(
                 "Tokens are padded before the layer normalisation, and padded keys are not masked."
             ),
             effect="Padding takes part in attention with the value of the norm's bias.",
+            test=(
+                "tests/papers/test_tinyvit.py::test_padding_takes_part_with_the_bias_of_the_norm"
+            ),
         ),
         Difference(
             id="tinyvit.d6",
             paper_says="Class indices are stored.",
             code_does="They are 16-bit signed integers.",
             effect="At most 32,768 classes.",
+            test="tests/bases/test_teacher_records.py::test_bad_sizes_are_named",
         ),
         Difference(
             id="tinyvit.d7",
@@ -143,6 +207,20 @@ PAPER = Paper(
             code_does="A gathered copy is cached when `eval()` is called.",
             effect=(
                 "Weights loaded into a model that is already in evaluation mode keep the old bias."
+            ),
+            test="tests/papers/test_tinyvit.py::test_no_stale_bias_after_loading",
+        ),
+        Difference(
+            id="tinyvit.d8",
+            paper_says="Mixed images have mixed labels.",
+            code_does=(
+                "In the paired mode images are mixed within pairs, labels with those of the "
+                "mirrored batch."
+            ),
+            effect="Only a printed accuracy is affected: the teacher labels the mixed image.",
+            test=(
+                "tests/papers/test_tinyvit.py::"
+                "test_recorded_targets_are_mixed_with_those_of_the_mirrored_batch"
             ),
         ),
     ),

@@ -149,6 +149,17 @@ def test_no_alpha_no_mix():
     assert torch.equal(mixed, images) and drawn == [1.0]
 
 
+def test_records_hold_probabilities():
+    """A shift of all logits changes no byte; another temperature does, and needs the tail."""
+    logits = 3 * torch.randn(4, CLASSES, dtype=torch.float64)
+    raw = pack(range(4), logits.softmax(1), KEPT).tobytes()
+    assert pack(range(4), (logits + 5).softmax(1), KEPT).tobytes() == raw
+    softer = pack(range(4), (logits / 3).softmax(1), KEPT)
+    kept = torch.from_numpy(np.frombuffer(raw, softer.dtype)["probabilities"].astype(np.float64))
+    powers = kept ** (1 / 3)
+    assert not np.allclose(powers / powers.sum(1, keepdim=True), softer["probabilities"], 1e-2)
+
+
 def test_rounding_can_push_the_kept_mass_above_one():
     """Of float16: the rest that a student is given is then negative, by less than 1e-3."""
     p = torch.linspace(3, 9, 600)[:, None] * torch.tensor([1.0, 0.5, 0.0])

@@ -246,6 +246,18 @@ def check_layer_decay(case) -> None:
     assert undecayed == set(case.data["no_weight_decay"])
 
 
+def test_recorded_targets_are_mixed_with_those_of_the_mirrored_batch():
+    """Image 1 is mixed with image 0; its recorded target holds image 4's class, not image 0's."""
+    case = golden.load(STEM, "mixup_pair2")
+    target = case.recorded("target")
+    mixed = case.recorded("target_mixed")
+    smallest = mixed.min()
+    for i, row in enumerate(mixed):
+        named = set(np.flatnonzero(row > smallest + 1e-6))
+        assert named == {target[i], target[len(target) - 1 - i]}
+    assert target[0] not in np.flatnonzero(mixed[1] > smallest + 1e-6)
+
+
 @pytest.mark.parametrize(
     ("variant", "classes", "params"),
     [
