@@ -239,8 +239,9 @@ class StagedTransformer(nn.Module):
         checks.at_least(0, num_classes=num_classes)
         if kernel_sizes[0] < STRIDE:
             raise ValueError(f"kernel_sizes[0]={kernel_sizes[0]} must be at least {STRIDE}")
-        self.img_size = checks.image_size(img_size, STRIDE, "the stride of the patch embedding")
-        self.in_chans, self.num_classes = in_chans, num_classes
+        size = checks.image_size(img_size, STRIDE, "the stride of the patch embedding")
+        self.img_size = size[0] if size[0] == size[1] else size
+        self.size, self.in_chans, self.num_classes = size, in_chans, num_classes
         self.splits = tuple(splits)
         self.patch_embed = OverlappingPatchEmbed(kernel_sizes[0], in_chans, embed_dim)
         grids = self.grids(1)
@@ -266,8 +267,8 @@ class StagedTransformer(nn.Module):
     def grids(self, coarseness: int) -> list[tuple[int, int]]:
         """Rows and columns of tokens in each stage; `ValueError` where they can't be split so."""
         step = STRIDE * coarseness
-        rows, cols = self.img_size[0] // step, self.img_size[1] // step
-        if (rows * step, cols * step) != self.img_size:
+        rows, cols = self.size[0] // step, self.size[1] // step
+        if (rows * step, cols * step) != self.size:
             raise ValueError(
                 f"coarseness={coarseness}: tokens of {step}×{step} pixels do not tile"
                 f" img_size={self.img_size}"
@@ -286,7 +287,7 @@ class StagedTransformer(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last tokens, before the last norm: (b, h, w, dim)."""
-        checks.image(images, self.in_chans, self.img_size)
+        checks.image(images, self.in_chans, self.size)
         x = self.patch_embed(images)
         if self.absolute_pos_embed is not None:
             x = x + self.positions(x.shape[1:3])
@@ -294,7 +295,7 @@ class StagedTransformer(nn.Module):
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """The position embedding (1, *grid, c); a coarse token has the mean of the fine ones."""
-        rows = self.img_size[0] // STRIDE
+        rows = self.size[0] // STRIDE
         table = self.absolute_pos_embed.unflatten(1, (rows, -1))
         if table.shape[1:3] == grid:
             return table

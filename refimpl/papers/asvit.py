@@ -120,7 +120,7 @@ def expressivity(
     for seed in seeds:
         model = seeded(build, seed)
         g = torch.Generator().manual_seed(seed)
-        u, v = orthonormal_inputs((model.in_chans, *model.img_size), g)
+        u, v = orthonormal_inputs((model.in_chans, *model.size), g)
         features = PooledFeatures(without_norms(model))
         found.append(length_distortion(features, u.float(), v.float(), num_angles).sum().item())
     return found
