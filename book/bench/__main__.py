@@ -45,6 +45,8 @@ LARGEST = 20e9  # multiply-adds of one call on a CPU; larger batches would take 
 TIMM_NAMES = [
     (r"^deit_(tiny|small|base)$", r"deit_\1_patch16_224"),
     (r"^deit_(tiny|small|base)_distilled$", r"deit_\1_distilled_patch16_224"),
+    (r"^tinyvit_(\d+m)$", r"tiny_vit_\1_224"),
+    (r"^tinyvit_(\d+m_\d+)$", r"tiny_vit_\1"),
 ]
 
 
@@ -61,7 +63,7 @@ def peer(name: str, model: nn.Module) -> nn.Module | None:
         name = re.sub(pattern, replacement, name)
     if name not in timm.list_models():
         return None
-    theirs = timm.create_model(name).eval()
+    theirs = timm.create_model(name, num_classes=model.num_classes).eval()
     for module in theirs.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(module.weight, 0.3, 0.6)  # a zero γ would switch branches off

@@ -179,8 +179,11 @@ def record_epoch(
 
     teacher: views (b, …) -> logits (b, C), in evaluation mode; rng: draws the seeds, from 0 to
     2³¹ − 1; mix: of views and their seeds, such as `mix_pairs(views, seeds)[0]`, where the teacher
-    labels mixed images.
+    labels mixed images. Raises `ValueError` for a teacher in training mode, whose answers would
+    depend on the batch.
     """
+    if getattr(teacher, "training", False):
+        raise ValueError("teacher is in training mode: call eval() first")
     for start in range(0, len(keys), batch_size):
         names = keys[start : start + batch_size]
         seeds = rng.integers(0, SEEDS, len(names)).tolist()

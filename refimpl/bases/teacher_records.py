@@ -98,7 +98,7 @@ def first_problem(records: np.ndarray, num_classes: int) -> str | None:
         "probabilities with a sum above 1": p.sum(1) > 1 + ROUNDING,
     }
     for what, wrong in tests.items():
-        rows = wrong.reshape(len(records), -1).any(1)
+        rows = wrong if wrong.ndim == 1 else wrong.any(1)
         if rows.any():
             return f"record {int(rows.argmax())} has {what}"
     return None

@@ -102,6 +102,21 @@ def test_round_trip_of_two_ranks_and_shuffled_keys(tmp_path):
     assert torch.equal(shuffled.seeds, first.flip(0))
 
 
+def test_one_class_kept_and_nothing_read(tmp_path):
+    with RecordWriter(tmp_path, 0, CLASSES, 1) as writer:
+        writer.append(KEYS[:2], [5, 6], torch.full((2, CLASSES), 1 / CLASSES))
+    records = TeacherRecords(tmp_path, CLASSES, 1)
+    assert records.read(0, KEYS[:2]).classes.shape == (2, 1)
+    assert records.read(0, []).seeds.shape == (0,)
+    assert records.verify(0) == 2
+
+
+def test_a_teacher_in_training_mode_is_refused(tmp_path):
+    with RecordWriter(tmp_path, 0, CLASSES, KEPT) as writer:
+        call = (teacher().train(), pictures(), KEYS, augment, writer, np.random.default_rng(0))
+        assert_refused(lambda: record_epoch(*call), "teacher is in training mode")
+
+
 def test_a_rank_reads_no_other_keys_for_what_it_wrote(tmp_path):
     write(tmp_path)
     records = TeacherRecords(tmp_path, CLASSES, KEPT, rank=1)
