@@ -91,7 +91,10 @@ PAPER = Paper(
         ),
         Claim(
             id="efficientqat.6",
-            statement="Training needs the memory of one block, then that of the packed model.",
+            statement=(
+                "A 70B model is trained for 2 bits on one 80 GB GPU: one block at a time, then the "
+                "packed model with its step sizes."
+            ),
             reported="a 70B model on one 80 GB GPU",
             kind="identity",
             # block, scales: GB of weights, gradients and AdamW's moments of Llama-2-70B, w2g64, in
@@ -112,8 +115,8 @@ PAPER = Paper(
         Claim(
             id="efficientqat.8",
             statement=(
-                "A 2-bit model trained this way is better than a float16 model that takes as many "
-                "bytes: quantising a large model beats taking a small one."
+                "A 2-bit model trained this way is better than a float16 model of as many bytes "
+                "(here: and trained for as many steps)."
             ),
             reported="2-bit 70B (19.2 GB) beats float16 13B (24.2 GB) by 1.67 points",
             kind="miniature",
