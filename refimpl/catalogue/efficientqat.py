@@ -92,8 +92,8 @@ PAPER = Paper(
         Claim(
             id="efficientqat.6",
             statement=(
-                "A 70B model is trained for 2 bits on one 80 GB GPU: one block at a time, then the "
-                "packed model with its step sizes."
+                "A 70B model fits one 80 GB GPU while it is trained for 2 bits: one block at a "
+                "time, then the packed model with its step sizes."
             ),
             reported="a 70B model on one 80 GB GPU",
             kind="identity",
@@ -116,7 +116,7 @@ PAPER = Paper(
             id="efficientqat.8",
             statement=(
                 "A 2-bit model trained this way is better than a float16 model of as many bytes "
-                "(here: and trained for as many steps)."
+                "(here: trained for as many steps as the model had before its repair)."
             ),
             reported="2-bit 70B (19.2 GB) beats float16 13B (24.2 GB) by 1.67 points",
             kind="miniature",

@@ -42,7 +42,7 @@ PAPER = Paper(
         ),
         Claim(
             id="lookupvit.3",
-            statement="Fewer FLOPs are less time.",
+            statement="Half of the FLOPs are clearly less time, by a fifth at least.",
             reported="implied: the abstract counts FLOPs",
             kind="miniature",
             rule=(
