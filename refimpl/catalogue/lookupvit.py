@@ -42,11 +42,11 @@ PAPER = Paper(
         ),
         Claim(
             id="lookupvit.3",
-            statement="Half of the FLOPs are clearly less time, by a fifth at least.",
+            statement="Fewer FLOPs are less time.",
             reported="implied: the abstract counts FLOPs",
             kind="miniature",
             rule=(
-                "supports if most <= 0.8; contradicts if least >= 1; where least and most are the "
+                "supports if most < 1; contradicts if least > 1; where least and most are the "
                 "ends of the middle half of LookupViT-Small's time over ViT-Small's in five "
                 "rounds, the lower and the higher of 224 and 384 pixels, one image, one CPU thread"
             ),
