@@ -92,8 +92,8 @@ PAPER = Paper(
         Claim(
             id="efficientqat.6",
             statement=(
-                "A 70B model fits one 80 GB GPU while it is trained for 2 bits: one block at a "
-                "time, then the packed model with its step sizes."
+                "In 2-bit training of a 70B model weights, gradients and moments fit one 80 GB "
+                "GPU: those of one block, then the packed model with those of its step sizes."
             ),
             reported="a 70B model on one 80 GB GPU",
             kind="identity",
