@@ -33,9 +33,9 @@ PAPER = Paper(
             kind="miniature",
             rule=(
                 "supports if least_gain > 5 and rare_gain > head_gain; contradicts if most_gain < "
-                "1; where gain is in points of the two tokens' mean over the plain ViT, all "
-                "classes, the least and most over draws, rare_gain and head_gain the means of "
-                "middle and tail and of the head"
+                "1; where gain is in points of the two tokens' mean over the better of two plain "
+                "ViTs, mixed and unmixed, all classes, the least and most over draws, rare_gain "
+                "and head_gain over the mixed one, the means of middle and tail and of the head"
             ),
         ),
         Claim(
@@ -47,9 +47,10 @@ PAPER = Paper(
             reported="out-of-distribution distillation beats in-distribution",
             kind="miniature",
             rule=(
-                "supports if least_lead > 2; contradicts if most_lead < -2; where lead is in "
-                "points of the DIST token, all classes, before the same student whose teacher "
-                "was trained on mixed images too, over draws"
+                "supports if least_lead > 2 and gap < 2; contradicts if most_lead < -2; where lead "
+                "is in points of the DIST token, all classes, before the same student whose "
+                "teacher was trained on mixed images too, over draws, gap by how many points that "
+                "teacher is worse than the other"
             ),
         ),
         Claim(
