@@ -59,11 +59,12 @@ PAPER = Paper(
             ),
             reported="the principle of the method",
             kind="miniature",
-            # 200 seeds; a search spends its evaluations on one start's accuracies, and the design
+            # 300 seeds; a search spends its evaluations on one start's accuracies, and the design
             # that it found is judged by another start's. chance, trivial: the generator's mean less
             # that of random search, and less the better of "the smallest" and "the largest design
-            # within the bounds", in points; each with its standard error. control: as chance, where
-            # the qualities are sums of the choices' by construction, in standard errors.
+            # within the bounds", in points; each with its standard error over searches, and
+            # trivial_error with the deviation of the rule's one training, too. control: as chance,
+            # where qualities are sums of the choices' by construction, in standard errors.
             rule=(
                 "supports if control > 3 and chance > 3 * chance_error and trivial > 3 * "
                 "trivial_error; contradicts if control > 3 and (chance < -3 * chance_error or "

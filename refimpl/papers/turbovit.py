@@ -55,17 +55,17 @@ def generate(logits: Sequence[np.ndarray], meets: Callable[[Picks], bool], rng: 
 
     logits: (options,) of each choice; rng: the seed. Raises `ValueError` where none is met.
     """
+    weights = [np.exp(scores - scores.max()).tolist() for scores in logits]  # softmax · constant
     for _ in range(TRIES):
         picks = []
-        for scores in logits:
-            weights = np.exp(scores - scores.max())  # softmax, but for its sum
-            picks += rng.choices(range(len(scores)), weights)
+        for options in weights:
+            picks += rng.choices(range(len(options)), options)
         if meets(tuple(picks)):  # 1_r(G(s)) = 1
             return tuple(picks)
     raise ValueError(f"meets: none of {TRIES} designs drawn meets the requirements")
 
 
-def inquire(logits: Sequence[np.ndarray], told: Sequence[Told], elite: int = 6):
+def inquire(logits: Sequence[np.ndarray], told: Sequence[Told], elite: int = 3):
     """The generator's next logits: half the old ones, half what the elite has in common.
 
     told: (utility, picks) of every network probed so far.
@@ -94,8 +94,8 @@ class Generator:
         meets: Callable[[Picks], bool],
         prototype: Picks,
         trust: float = 0.4,
-        per_round: int = 4,
-        elite: int = 6,
+        per_round: int = 2,
+        elite: int = 3,
         seed: int = 0,
     ):
         checks.at_least(1, sizes=tuple(sizes))
