@@ -66,14 +66,14 @@ def check_student(case):
     width = re.search(r"deit_(tiny|small|base)_", case.name)[1]
     (images,) = case.inputs()
     size = tuple(images.shape[2:])
-    full = refimpl.create_model(f"deit_lt_{width}", **case.kwargs)
+    full = models.on_meta(f"deit_lt_{width}", **case.kwargs)
     spec = {name: list(tensor.shape) for name, tensor in full.state_dict().items()}
     case.fill(full, spec=spec)
-    model = refimpl.create_model(f"deit_lt_{width}", img_size=size, **case.kwargs).eval()
+    model = models.on_meta(f"deit_lt_{width}", img_size=size, **case.kwargs).eval()
     state = full.state_dict()
     grids = full.layout.grid, model.layout.grid
     state["pos_embed"] = resize_positions(state["pos_embed"], *grids)
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=True)
     case.check_params(full)
     with torch.inference_mode():
         cls, dist = model.forward_classifiers(images)
