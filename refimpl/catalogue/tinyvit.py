@@ -66,7 +66,7 @@ PAPER = Paper(
             ),
             reported=(
                 "5M 80.7 % with the teacher's labels of ImageNet-22k, 79.1 % from scratch on "
-                "ImageNet-1k; 21M 84.8 % and 83.1 %"
+                "ImageNet-1k; 21M 84.8 % and 83.1 % (data and teacher differ)"
             ),
             kind="miniature",
             # least, most: points of accuracy by which K = 10 is better than hard labels after the

@@ -215,8 +215,9 @@ class TinyViT(nn.Module):
         checks.same_length(
             num_heads=num_heads, window_size=window_size, **{"embed_dims[1:]": embed_dims[1:]}
         )
-        checks.at_least(1, in_chans=in_chans, depths=depths, embed_dims=embed_dims)
-        checks.at_least(0, num_classes=num_classes)
+        checks.at_least(1, depths=depths, embed_dims=embed_dims)
+        checks.integer(1, in_chans=in_chans)
+        checks.integer(0, num_classes=num_classes)
         checks.positive(mlp_ratio=mlp_ratio, mbconv_expand_ratio=mbconv_expand_ratio)
         checks.fraction(drop_path_rate=drop_path_rate)
         stride = 4 * 2 ** (len(depths) - 1)
