@@ -235,8 +235,9 @@ class StagedTransformer(nn.Module):
         super().__init__()
         sizes = dict(kernel_sizes=kernel_sizes, splits=splits, mlp_ratios=mlp_ratios, depths=depths)
         checks.same_length(**sizes, num_heads=num_heads)
-        checks.at_least(1, **sizes, embed_dim=embed_dim, in_chans=in_chans)
-        checks.at_least(0, num_classes=num_classes)
+        checks.at_least(1, **sizes)
+        checks.integer(1, embed_dim=embed_dim, in_chans=in_chans)
+        checks.integer(0, num_classes=num_classes)
         if kernel_sizes[0] < STRIDE:
             raise ValueError(f"kernel_sizes[0]={kernel_sizes[0]} must be at least {STRIDE}")
         size = checks.image_size(img_size, STRIDE, "the stride of the patch embedding")

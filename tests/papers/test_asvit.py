@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from dataclasses import replace
@@ -575,6 +576,25 @@ def test_growth_ends_with_the_first_that_has_enough():
     assert steps[0].topology.embed_dim % 4 == 0 and steps[-1].topology.depths[2] == 1
 
 
+def reachable(before: Topology, after: Topology) -> bool:
+    """Whether the released rule of growing leads from one to the other; widths are of the proxy."""
+    widths = {before.embed_dim}
+    for _ in range(sum(after.depths) - sum(before.depths)):
+        widths = {wider for width in widths for wider in grown_widths(width)}
+    return after.embed_dim in widths
+
+
+def test_base_is_not_on_the_way_of_the_released_rule_from_small():
+    """One layer more, and a width of 29 after 22: a step adds 20 % at most (d9)."""
+    path = [replace(SEED, embed_dim=8)]
+    for name in ("small", "base", "large"):
+        real = Topology.parse(PUBLISHED[name])
+        path.append(replace(real, embed_dim=real.embed_dim // 4))
+    steps = [reachable(a, b) for a, b in itertools.pairwise(path)]
+    assert steps == [True, False, True]
+    assert max(grown_widths(22)) == 26 and reachable(path[1], path[3])
+
+
 def test_scores_are_of_the_proxy_and_the_limit_is_of_the_real_network():
     seen = []
 
@@ -657,7 +677,7 @@ def coarse(f, **options):
         (lambda: Topology.parse("8,2,3|4,1,2|5"), "num_heads=5 must be a positive multiple of 2"),
         (lambda: Topology.parse("8,0,3|4"), "splits=(0,) must be at least 1"),
         (lambda: build(depths=(1,)), "must be equally long"),
-        (lambda: build(embed_dim=0), "embed_dim=0 must be at least 1"),
+        (lambda: build(embed_dim=0), "embed_dim=0 must be an integer of at least 1"),
         (lambda: build(splits=(3, 1)), "stage 1 has 4×4 tokens, not to be cut into 3×3 windows"),
         (lambda: build("4,1,1|2,1,1|2,1,1|2,1,1|8,8"), "stage 4 has 0×0 tokens"),
         (lambda: build(kernel_sizes=(3, 3)), "kernel_sizes[0]=3 must be at least 4"),
