@@ -241,12 +241,12 @@ PAPER = Paper(
                 "added and 32 % of width."
             ),
             effect=(
-                "Base, as its parameter count identifies it, is not on the released rule's way "
-                "from Small; Large is."
+                "The released rule leads neither from Small to Base, as their counts identify "
+                "them, nor to exactly Large from Base."
             ),
             test=(
                 "tests/papers/test_asvit.py::"
-                "test_base_is_not_on_the_way_of_the_released_rule_from_small"
+                "test_the_released_rule_does_not_lead_from_one_published_network_to_the_next"
             ),
         ),
     ),

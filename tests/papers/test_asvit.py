@@ -584,15 +584,14 @@ def reachable(before: Topology, after: Topology) -> bool:
     return after.embed_dim in widths
 
 
-def test_base_is_not_on_the_way_of_the_released_rule_from_small():
+def test_the_released_rule_does_not_lead_from_one_published_network_to_the_next():
     """One layer more, and a width of 29 after 22: a step adds 20 % at most (d9)."""
     path = [replace(SEED, embed_dim=8)]
     for name in ("small", "base", "large"):
         real = Topology.parse(PUBLISHED[name])
         path.append(replace(real, embed_dim=real.embed_dim // 4))
-    steps = [reachable(a, b) for a, b in itertools.pairwise(path)]
-    assert steps == [True, False, True]
-    assert max(grown_widths(22)) == 26 and reachable(path[1], path[3])
+    assert [reachable(a, b) for a, b in itertools.pairwise(path)] == [True, False, False]
+    assert max(grown_widths(22)) == 26
 
 
 def test_scores_are_of_the_proxy_and_the_limit_is_of_the_real_network():
