@@ -75,7 +75,7 @@ PAPER = Paper(
             id="turbovit.5",
             statement=(
                 "After unrolling the tokens once, every mask unit and every pooling is a "
-                "contiguous reshape, equal to explicit windows."
+                "plain reshape, equal to explicit windows."
             ),
             reported="Hiera's code",
             kind="identity",
