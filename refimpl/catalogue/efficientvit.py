@@ -123,7 +123,7 @@ PAPER = Paper(
             # deep: the least accuracy of the cascade over seeds and questions, when asked where a
             # walk stands after three to five steps, each read at the place of the one before;
             # flat: the greatest of parallel heads (slices, or all channels), trained for as many
-            # steps. Chance among the places that single looks leave open: 0.2.
+            # steps. Chance among the places that single looks leave open: 1/12.
             rule="supports if deep > 0.9 and flat < 0.5; contradicts if deep <= flat",
         ),
         Claim(
@@ -132,7 +132,7 @@ PAPER = Paper(
             reported="stated with the definition; no figure of its own",
             kind="miniature",
             # one, many: time of cascaded heads over that of the same slices in parallel, at
-            # batch 1 and at batch 64, four heads, M3's first map, one CPU core.
+            # batch 1 and at batch 64, four heads, M4's first map, one CPU core.
             rule="supports if one < 1.1 and many < 1.1; contradicts if one > 1.25 and many > 1.25",
         ),
         Claim(

@@ -32,9 +32,10 @@ PAPER = Paper(
             kind="miniature",
             rule=(
                 "supports if speedup >= 1.8 and loss <= 1 and static_lag > 2; contradicts if "
-                "speedup < 1.2 or loss > 5 or static_lag < 0; where speedup is true cost, loss in "
-                "points to the last classifier, static_lag the points by which the best static "
-                "net of at most that cost is behind, each worst over starts, at one threshold"
+                "speedup < 1.2 or loss > 5 or static_lag < 0; where speedup is true cost against "
+                "the shortest static net as good, loss in points to the last classifier, "
+                "static_lag the points by which the best static net of at most that cost is "
+                "behind, each worst over starts, at one threshold"
             ),
         ),
         Claim(

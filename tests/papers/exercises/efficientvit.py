@@ -42,9 +42,9 @@ def heads_with_switch(x, W, w, cascade=True):
 
 WALK = """
 def walk_back():
-    place, arrow, pointer = slice(0, 9), slice(9, 18), slice(18, 27)
-    one = torch.eye(9)
-    query, key, value = torch.zeros(9, 27), torch.zeros(9, 27), torch.zeros(27, 27)
+    place, arrow, pointer = slice(0, 16), slice(16, 32), slice(32, 48)
+    one = torch.eye(16)
+    query, key, value = torch.zeros(16, 48), torch.zeros(16, 48), torch.zeros(48, 48)
     query[:, {asks}] = {sharp} * one
     key[:, {answers}] = one
     value[{into}, {fetched}] = one
@@ -52,7 +52,7 @@ def walk_back():
 """
 BACK = {
     "asks": "pointer",
-    "sharp": "30",
+    "sharp": "50",
     "answers": "arrow",
     "into": "pointer",
     "fetched": "place",
@@ -65,46 +65,28 @@ def walk(**changes):
 
 SHARP_KEYS = """
 def walk_back():
-    one, none = torch.eye(9), torch.zeros(9, 9)
-    query = torch.cat([none, none, 6 * one], 1)
-    key = torch.cat([none, 6 * one, none], 1)
-    value = torch.cat([torch.zeros(18, 27), torch.cat([one, none, none], 1)])
+    one, none = torch.eye(16), torch.zeros(16, 16)
+    query = torch.cat([none, none, 7 * one], 1)
+    key = torch.cat([none, 7 * one, none], 1)
+    value = torch.cat([torch.zeros(32, 48), torch.cat([one, none, none], 1)])
     return query, key, value
 """
 
-IN_PLACE = """
-def make_alike(x, W, w):
-    c = W.shape[2]
-    for j in range(1, len(W)):
-        x[..., j * c : j * c + c] = x[..., :c]
-        W[j], w[j] = W[0], w[0]
-    return x, W, w
-"""
-# Values may differ: maps don't depend on them.
-VALUES_DIFFER = """
-def make_alike(x, W, w):
-    h, c = len(W), W.shape[2]
-    mean = x.unflatten(2, (h, c)).mean(2)
-    d = (W.shape[1] - c) // 2
-    W, w = W.clone(), w.clone()
-    W[:, : 2 * d], w[:, : 2 * d] = W[-1, : 2 * d], w[-1, : 2 * d]
-    return torch.cat([mean] * h, 2), W, w
-"""
-SLICES_ALONE = """
-def make_alike(x, W, w):
-    h, c = len(W), W.shape[2]
-    return x[..., :c].repeat(1, 1, h), W, w
-"""
-WEIGHTS_ALONE = """
-def make_alike(x, W, w):
-    h = len(W)
-    return x, W[:1].repeat(h, 1, 1), w[:1].repeat(h, 1)
+FINISHED = """
+def after_a_look(known):
+    new = set()
+    for mine in known:
+        for its in known:
+            new |= {step + mine - its for step in known}
+    return frozenset(new)
 """
 
 
-def alike(result):
-    return f"def make_alike(x, W, w):\n    return {result}"
+def look(result):
+    return f"def after_a_look(known):\n    return {result}"
 
+
+PAIRS = "for a in known for b in known"
 
 ANSWERS = {
     1: Answers(
@@ -124,7 +106,7 @@ ANSWERS = {
         ],
     ),
     2: Answers(
-        right=[walk(), walk(sharp="40"), SHARP_KEYS],
+        right=[walk(), walk(sharp="60"), SHARP_KEYS],
         wrong=[
             walk(answers="place", fetched="arrow"),  # forwards
             walk(answers="place"),  # stays where it is
@@ -132,17 +114,18 @@ ANSWERS = {
             walk(into="place"),  # the next head gets no pointer
             walk(asks="arrow"),  # every head asks for the same
             walk(sharp="0"),  # flat maps
-            "def walk_back():\n    return [torch.zeros(9, 27)] * 3",  # the value's shape
+            "def walk_back():\n    return [torch.zeros(16, 48)] * 3",  # the value's shape
         ],
     ),
     3: Answers(
-        right=[IN_PLACE, VALUES_DIFFER],
+        right=[FINISHED, look(f"{{a - b + c {PAIRS} for c in known}}")],
         wrong=[
-            alike("x, W, w"),  # nothing changed
-            SLICES_ALONE,
-            WEIGHTS_ALONE,
-            alike("x, W * 0, w * 0"),  # flat maps
-            alike("x[..., :4], W[:1], w[:1]"),  # one head
+            look("known"),  # nothing changed
+            look(f"{{a + b {PAIRS}}}"),  # looks forward alone
+            look(f"{{a - b {PAIRS}}}"),  # where the token stands, not what it knows
+            look(f"{{a + b + c {PAIRS} for c in known}}"),  # no matching
+            look(f"[a - b + c {PAIRS} for c in known]"),  # a list
+            look("set(range(min(known) - 1, max(known) + 2))"),  # one step on each side
         ],
     ),
 }
