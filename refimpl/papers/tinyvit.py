@@ -221,13 +221,14 @@ class TinyViT(nn.Module):
         checks.positive(mlp_ratio=mlp_ratio, mbconv_expand_ratio=mbconv_expand_ratio)
         checks.fraction(drop_path_rate=drop_path_rate)
         stride = 4 * 2 ** (len(depths) - 1)
-        self.img_size = checks.image_size(img_size, stride, "the stride of the last stage")
+        height, width = checks.image_size(img_size, stride, "the stride of the last stage")
+        self.img_size = height if height == width else (height, width)
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.patch_embed = conv_stem(in_chans, embed_dims[0])
         rates = drop_path_rates(drop_path_rate, sum(depths))
         self.layers = nn.Sequential()
-        grid = self.img_size[0] // 4, self.img_size[1] // 4
+        grid = height // 4, width // 4
         for i, dim in enumerate(embed_dims):
             blocks = nn.Sequential()
             for rate in rates[sum(depths[:i]) : sum(depths[: i + 1])]:
@@ -246,7 +247,7 @@ class TinyViT(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last map: (b, embed_dims[-1], h, w)."""
-        checks.image(images, self.in_chans, self.img_size)
+        checks.image(images, self.in_chans, checks.image_size(self.img_size))
         return self.layers(self.patch_embed(images))
 
     def forward_head(self, x: Tensor) -> Tensor:

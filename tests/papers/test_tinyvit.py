@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import refimpl
-from refimpl import golden, weights
+from refimpl import checks, golden, weights
 from refimpl.bases import fine_tuning
 from refimpl.bases.levit import offset_index
 from refimpl.bases.replayed_views import ReplayedRandom, mix_pairs
@@ -299,7 +299,7 @@ def test_equals_timm_where_it_is_installed(variant):
     theirs = timm.create_model(f"tiny_vit_{name}_{size or 224}", num_classes=1000).eval()
     ours = refimpl.create_model(f"tinyvit_{variant}").eval()
     weights.load_official(ours, theirs.state_dict())
-    images = torch.randn(1, 3, *ours.img_size)
+    images = torch.randn(1, 3, ours.img_size, ours.img_size)
     with torch.inference_mode():
         assert models.error(ours(images), theirs(images)) <= 1e-6
 
@@ -466,7 +466,8 @@ def test_a_head_for_other_classes_takes_rows_or_their_mean():
 @pytest.mark.parametrize("options", [{}, {"img_size": (32, 64), "in_chans": 2}, {"num_classes": 0}])
 def test_fused_model_is_equal_and_leaves_the_model_alone(options):
     model = filled(0, **options)
-    models.assert_fused_is_equal(model, torch.randn(3, model.in_chans, *model.img_size))
+    images = torch.randn(3, model.in_chans, *checks.image_size(model.img_size))
+    models.assert_fused_is_equal(model, images)
 
 
 def test_fused_model_keeps_the_precision():
