@@ -46,7 +46,7 @@ PAPER = Paper(
             reported="implied: the abstract counts FLOPs",
             kind="miniature",
             rule=(
-                "supports if most < 1; contradicts if least > 1; where least and most are the "
+                "supports if most <= 0.8; contradicts if least >= 1; where least and most are the "
                 "ends of the middle half of LookupViT-Small's time over ViT-Small's in five "
                 "rounds, the lower and the higher of 224 and 384 pixels, one image, one CPU thread"
             ),
