@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from numbers import Integral, Real
+from numbers import Integral
+from typing import SupportsFloat
 
 
 def choice(name: str, value: object, options: Iterable[str], what: str = "") -> None:
@@ -32,10 +33,13 @@ def choice(name: str, value: object, options: Iterable[str], what: str = "") -> 
 
 
 def at_least(least: float, **values: float | Sequence[float]) -> None:
-    """Every number, or every entry of a sequence, must be at least `least`."""
+    """Every number, or every entry of a sequence, must be at least `least`.
+
+    While a network is traced its sizes are tensors: whatever turns into a float is a number here.
+    """
     for name, value in values.items():
         entries = value if isinstance(value, Sequence) else (value,)
-        if any(not isinstance(entry, Real) or entry < least for entry in entries):
+        if any(not isinstance(entry, SupportsFloat) or entry < least for entry in entries):
             raise ValueError(f"{name}={value!r} must be at least {least}")
 
 
@@ -49,14 +53,14 @@ def integer(least: int, **values: object) -> None:
 def positive(**values: float) -> None:
     """Every number must be above 0."""
     for name, value in values.items():
-        if not isinstance(value, Real) or not value > 0:
+        if not isinstance(value, SupportsFloat) or not value > 0:
             raise ValueError(f"{name}={value!r} must be above 0")
 
 
 def fraction(**values: float) -> None:
     """Every number must be at least 0 and less than 1."""
     for name, value in values.items():
-        if not isinstance(value, Real) or not 0 <= value < 1:
+        if not isinstance(value, SupportsFloat) or not 0 <= value < 1:
             raise ValueError(f"{name}={value!r} must be at least 0 and less than 1")
 
 

@@ -95,7 +95,9 @@ PAPER = Paper(
                 "throughput."
             ),
             reported="constrained local search on ImageNet",
-            kind="miniature",
+            kind="out_of_reach",
+            needs="ImageNet-1k, and GPUs to train candidates; the search's code was not released",
+            command="none exists: `refimpl.papers.tinyvit.contract` with a training as its score",
         ),
         Claim(
             id="tinyvit.7",
