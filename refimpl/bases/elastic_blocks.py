@@ -73,7 +73,7 @@ class MobileBlock(nn.Module):
         y = x if self.expand is None else F.hardswish(self.expand(x))
         y = self.gate(F.hardswish(self.depthwise(y)))
         if self.stride == 2:
-            x = F.avg_pool2d(x, 2, padding=x.shape[2] % 2)
+            x = F.avg_pool2d(x, 2, padding=int(x.shape[2] % 2))  # a size is a tensor when traced
         return self.shortcut(x) + self.project(y)
 
 
