@@ -184,6 +184,21 @@ class OverlappingPatchEmbed(nn.Module):
         return self.proj(images).permute(0, 2, 3, 1)
 
 
+def unrollings(depths: tuple[int, ...], q_pool: int, mask_unit_size: int) -> int:
+    """How often tokens are unrolled: log₂ of a unit's side. Raises where poolings don't fit."""
+    if q_pool >= len(depths):
+        raise ValueError(
+            f"q_pool={q_pool} must be less than the number of stages: depths={tuple(depths)}"
+        )
+    times = mask_unit_size.bit_length() - 1
+    if mask_unit_size != 2**times or times < q_pool:
+        raise ValueError(
+            f"mask_unit_size={mask_unit_size} must be a power of two and at least 2^q_pool:"
+            f" q_pool={q_pool}"
+        )
+    return times
+
+
 class Hiera(nn.Module):
     """Images (b, in_chans, *img_size) -> logits (b, num_classes).
 
@@ -222,16 +237,7 @@ class Hiera(nn.Module):
         checks.integer(0, num_classes=num_classes, q_pool=q_pool)
         checks.positive(mlp_ratio=mlp_ratio, dim_mul=dim_mul, head_mul=head_mul)
         checks.fraction(drop_path_rate=drop_path_rate)
-        if q_pool >= len(depths):
-            raise ValueError(
-                f"q_pool={q_pool} must be less than the number of stages: depths={tuple(depths)}"
-            )
-        times = mask_unit_size.bit_length() - 1
-        if mask_unit_size != 2**times or times < q_pool:
-            raise ValueError(
-                f"mask_unit_size={mask_unit_size} must be a power of two and at least 2^q_pool:"
-                f" q_pool={q_pool}"
-            )
+        times = unrollings(depths, q_pool, mask_unit_size)
         height, width = checks.image_size(img_size, PATCH * mask_unit_size, "a mask unit's side")
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
         self.mask_unit_size = mask_unit_size

@@ -77,7 +77,7 @@ class ResNet(nn.Module):
         super().__init__()
         checks.same_length(depths=depths, widths=widths)
         checks.at_least(1, in_chans=in_chans, depths=depths, widths=widths)
-        checks.at_least(0, num_classes=num_classes)
+        checks.integer(0, num_classes=num_classes)
         if list(widths) != sorted(widths):
             raise ValueError(f"widths={widths} must not fall: a shortcut can only add channels")
         self.in_chans, self.num_classes = in_chans, num_classes

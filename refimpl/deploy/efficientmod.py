@@ -11,27 +11,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from refimpl.deploy import linear_like, scaled
+from refimpl.deploy import scaled
+from refimpl.deploy.norms import bare, behind_norm
 from refimpl.layers import attention, attention_map
 from refimpl.papers.efficientmod import AttentionBlock, EfficientMod, ModulationBlock
-
-
-@torch.no_grad()
-def fold_scale(norm: nn.LayerNorm, linear: nn.Linear) -> nn.Linear:
-    """The layer that makes of the bare normalisation what `linear(norm(x))` is.
-
-    W′ = W diag(γ), b′ = W β + b
-    """
-    bias = linear.weight @ norm.bias
-    if linear.bias is not None:
-        bias = bias + linear.bias
-    folded = linear_like(linear.weight * norm.weight, bias)
-    return folded.requires_grad_(linear.weight.requires_grad)
-
-
-def bare(norm: nn.LayerNorm) -> nn.LayerNorm:
-    """The normalisation without scale and shift."""
-    return nn.LayerNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
 
 
 class FusedModulationBlock(nn.Module):
@@ -41,10 +24,10 @@ class FusedModulationBlock(nn.Module):
         super().__init__()
         context_layer = block.mlp.context_layer
         self.norm = bare(block.norm)
-        self.proj_in = fold_scale(block.norm, context_layer.proj_in)
+        self.proj_in = behind_norm(block.norm, context_layer.proj_in)
         self.conv = context_layer.conv
         self.proj_out = context_layer.proj_out
-        self.fc1 = fold_scale(block.norm, block.mlp.fc1)
+        self.fc1 = behind_norm(block.norm, block.mlp.fc1)
         self.fc2 = scaled(block.mlp.fc2, block.gamma)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,11 +48,11 @@ class FusedAttentionBlock(nn.Module):
         super().__init__()
         self.num_heads = block.attn.num_heads
         self.norm1 = bare(block.norm1)
-        self.qkv = fold_scale(block.norm1, block.attn.qkv)
+        self.qkv = behind_norm(block.norm1, block.attn.qkv)
         self.probe = block.attn.probe
         self.proj = block.attn.proj
         self.norm2 = bare(block.norm2)
-        self.fc1 = fold_scale(block.norm2, block.mlp.fc1)
+        self.fc1 = behind_norm(block.norm2, block.mlp.fc1)
         self.fc2 = block.mlp.fc2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,7 +74,7 @@ class FusedAttentionBlock(nn.Module):
 def finish(model: EfficientMod) -> None:
     """In place: the last norm's scale goes through the mean into the classifier."""
     if isinstance(model.head, nn.Linear):
-        model.head = fold_scale(model.norm, model.head)
+        model.head = behind_norm(model.norm, model.head)
         model.norm = bare(model.norm)
 
 

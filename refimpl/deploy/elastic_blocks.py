@@ -18,26 +18,15 @@ from refimpl.bases.elastic_blocks import (
     Gate,
     Head,
     MobileBlock,
-    TokenNorm,
 )
 from refimpl.bases.swin import offset_index
 from refimpl.deploy import linear_like
+from refimpl.deploy.norms import behind_norm
 
 
 def normalised(x: Tensor) -> Tensor:
     """Mean 0 and variance 1 over tokens and channels: (b, n, c) -> the same."""
     return F.layer_norm(x, x.shape[1:])
-
-
-@torch.no_grad()
-def behind_norm(norm: TokenNorm, weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """The product that makes of the bare normalisation what W·norm(x) + b is.
-
-    W′ = W diag(γ), b′ = W β + b
-    """
-    shift = weight @ norm.bias
-    folded = linear_like(weight * norm.weight, shift if bias is None else shift + bias)
-    return folded.requires_grad_(weight.requires_grad)
 
 
 class FusedAttention(nn.Module):
@@ -52,8 +41,9 @@ class FusedAttention(nn.Module):
         queries, keys, values = rows.split(layer.widths, dim=1)
         both = torch.cat([layer.widths[0] ** -0.5 * queries, keys], dim=1).flatten(0, 1)
         wanted = layer.qkv.weight.requires_grad
-        self.qk = behind_norm(layer.norm, both).requires_grad_(wanted)
-        self.v = behind_norm(layer.norm, values.flatten(0, 1)).requires_grad_(wanted)
+        self.qk = behind_norm(layer.norm, linear_like(both, None)).requires_grad_(wanted)
+        values = linear_like(values.flatten(0, 1), None)
+        self.v = behind_norm(layer.norm, values).requires_grad_(wanted)
         self.value_conv = layer.value_conv
         index = offset_index((self.side, self.side), layer.bias_table.device)
         table = layer.bias_table
@@ -78,7 +68,7 @@ class FusedFeedForward(nn.Module):
 
     def __init__(self, layer: FeedForward):
         super().__init__()
-        self.fc1 = behind_norm(layer.norm, layer.fc1.weight, layer.fc1.bias)
+        self.fc1 = behind_norm(layer.norm, layer.fc1)
         self.fc2 = layer.fc2
 
     def forward(self, x: Tensor) -> Tensor:

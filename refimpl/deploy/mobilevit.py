@@ -6,7 +6,6 @@ only the patches' softmax and sums know of patches: nothing is unfolded or folde
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -21,18 +20,8 @@ from refimpl.bases.mobilevit import (
     separable_map,
 )
 from refimpl.deploy import linear_like
+from refimpl.deploy.norms import behind_norm
 from refimpl.layers import fold_norm
-
-
-@torch.no_grad()
-def behind_norm(norm: nn.GroupNorm, conv: nn.Conv2d) -> nn.Linear:
-    """The product that makes of the bare normalisation what `conv(norm(x))` is.
-
-    W′ = W diag(γ), b′ = W β + b
-    """
-    weight = conv.weight.flatten(1)
-    folded = linear_like(weight * norm.weight, weight @ norm.bias + conv.bias)
-    return folded.requires_grad_(conv.weight.requires_grad)
 
 
 def normalised(x: Tensor, eps: float) -> Tensor:

@@ -7,34 +7,13 @@ only its statistics: its weights go into their projection, where they cost nothi
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refimpl.bases.levit import offset_index
-from refimpl.deploy import linear_like
+from refimpl.deploy.norms import bare, behind_norm
 from refimpl.layers import attention, attention_map
 from refimpl.papers.tinyvit import Attention, MBConv, NormMlp
-
-
-class Statistics(nn.Module):
-    """A layer normalisation without weights: (…, dim) -> (…, dim)."""
-
-    def __init__(self, norm: nn.LayerNorm):
-        super().__init__()
-        self.shape = norm.normalized_shape
-        self.eps = norm.eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.shape, eps=self.eps)
-
-
-@torch.no_grad()
-def after_norm(norm: nn.LayerNorm, linear: nn.Linear) -> nn.Linear:
-    """The linear layer behind the norm's statistics: W diag(γ), W β + b."""
-    weight = linear.weight * norm.weight
-    bias = linear.bias + linear.weight @ norm.bias
-    return linear_like(weight.requires_grad_(linear.weight.requires_grad), bias)
 
 
 class FusedAttention(nn.Module):
@@ -45,8 +24,8 @@ class FusedAttention(nn.Module):
         self.num_heads = layer.num_heads
         index = offset_index(layer.resolution, layer.attention_biases.device)
         self.register_buffer("stored_bias", layer.attention_biases.detach()[:, index])
-        self.norm = Statistics(layer.norm)
-        self.qkv = after_norm(layer.norm, layer.qkv)
+        self.norm = bare(layer.norm)
+        self.qkv = behind_norm(layer.norm, layer.qkv)
         self.proj = layer.proj
         self.probe = layer.probe
 
@@ -58,9 +37,9 @@ class FusedAttention(nn.Module):
 
 
 def norm_mlp(layer: NormMlp) -> nn.Sequential:
-    """Statistics, then the MLP: (…, dim) -> (…, dim)."""
-    fc1 = after_norm(layer.norm, layer.fc1)
-    return nn.Sequential(Statistics(layer.norm), fc1, nn.GELU(), layer.fc2)
+    """Normalisation, then the MLP: (…, dim) -> (…, dim)."""
+    fc1 = behind_norm(layer.norm, layer.fc1)
+    return nn.Sequential(bare(layer.norm), fc1, nn.GELU(), layer.fc2)
 
 
 class FusedMBConv(nn.Module):

@@ -39,7 +39,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refimpl import checks
-from refimpl.bases.hiera import PATCH, POOL, Hiera
+from refimpl.bases.hiera import PATCH, POOL, Hiera, unrollings
 
 TRIES = 10_000  # designs in a row that may miss the requirements
 
@@ -202,15 +202,7 @@ def counts(
     checks.integer(1, in_chans=in_chans, embed_dim=embed_dim, mask_unit_size=mask_unit_size)
     checks.integer(0, num_classes=num_classes, q_pool=q_pool)
     checks.positive(mlp_ratio=mlp_ratio, dim_mul=dim_mul)
-    if q_pool >= len(depths):
-        raise ValueError(
-            f"q_pool={q_pool} must be less than the number of stages: depths={tuple(depths)}"
-        )
-    times = mask_unit_size.bit_length() - 1
-    if mask_unit_size != 2**times or times < q_pool:
-        raise ValueError(
-            f"mask_unit_size={mask_unit_size} must be a power of two and at least 2^q_pool"
-        )
+    unrollings(depths, q_pool, mask_unit_size)
     height, width = checks.image_size(img_size, PATCH * mask_unit_size, "a mask unit's side")
     tokens = (height // PATCH) * (width // PATCH)
     unit = mask_unit_size**2  # tokens that attend to each other, where they do so locally

@@ -41,7 +41,7 @@ class Explorer(Page):
 
     def explorer(self, results: sources.Measured) -> str:
         machines = results.machines()
-        ordered = sorted(results.models, key=lambda row: (row["batch"], row["seconds"]))
+        ordered = in_order(results.models)
         table = html.table(
             HEAD,
             [self.row(row) for row in ordered],
@@ -57,7 +57,7 @@ class Explorer(Page):
 
     def gpu(self, results: sources.Measured) -> str:
         machines = "; ".join(map(machine_line, results.machines()))
-        ordered = sorted(results.models, key=lambda row: (row["batch"], row["seconds"]))
+        ordered = in_order(results.models)
         table = html.table(
             GPU_HEAD,
             [self.gpu_row(row) for row in ordered],
@@ -121,6 +121,10 @@ class Explorer(Page):
         names = ", ".join(f"<code>{html.escape(model)}</code>" for model in left)
         title = f"{len(left)} models that can be created are not measured yet"
         return f"<details><summary>{title}</summary><p>{names}</p></details>"
+
+
+def in_order(rows: list[dict]) -> list[dict]:
+    return sorted(rows, key=lambda row: (row["batch"], row["seconds"]))
 
 
 def payload(name: str, data: dict) -> str:
