@@ -169,7 +169,8 @@ QUERIES = {  # what is typed -> what comes first
     "cascaded group attention": "notebooks/efficientvit.html",
     "state space": "notebooks/efficientvim",
     "nearest neighbor": "notebooks/leanvec.html",
-    "tinyvit": "book/parts/learning.html#tinyvit",
+    "tinyvit": "notebooks/tinyvit.html",
+    "hint-aug": "book/parts/learning.html#hint_aug",
     "Dilated Neighbourhood Attention": "book/parts/work.html#medvitv2",
     "fold_neighbours": "book/api/refimpl.deploy.html#refimpl.deploy.fold_neighbours",
 }
@@ -410,7 +411,8 @@ def test_tables_on_a_phone_scroll_beside_their_first_column_or_become_cards(brow
     browser.size(390)
     browser.open(page)
     found = browser.run(
-        """const style = (e) => getComputedStyle(e);
+        """document.querySelectorAll('article details').forEach((fold) => { fold.open = true });
+           const style = (e) => getComputedStyle(e);
            const tables = [...document.querySelectorAll('article :is(.numeric, .numbers, .cards)')]
              .filter((t) => t.checkVisibility() && t.tBodies?.[0]?.rows.length
                && !t.matches('.explorer, .matrix'));
