@@ -58,9 +58,9 @@ def build(text=SMALL, **options):
     return StagedTransformer(**sizes | dict(img_size=16, num_classes=5) | options)
 
 
-def filled(seed=0, **options):
+def filled(text=SMALL, seed=0, **options):
     torch.manual_seed(seed)
-    return models.lively(build(**options))
+    return models.lively(build(text, **options))
 
 
 def images(batch=3, size=16, seed=0):
@@ -616,7 +616,7 @@ def test_growth_stops_where_every_candidate_is_too_large():
 
 def test_coarser_tokens_tile_the_image_with_the_same_weights():
     for kernel in (4, 5, 6, 8):
-        model = filled(text=f"{kernel},1,2|4,8", pos_embed=True)
+        model = filled(f"{kernel},1,2|4,8", pos_embed=True)
         weights = {name: x.clone() for name, x in model.state_dict().items()}
         grids = []
         for f in (1, 2, 4):
@@ -628,7 +628,7 @@ def test_coarser_tokens_tile_the_image_with_the_same_weights():
 
 def test_a_coarse_token_sees_what_a_fine_one_sees_in_a_picture_of_half_the_size():
     """Each pixel repeated f times along both sides: the spread taps find the same values."""
-    model = filled(text="4,1,2|4,8", num_classes=0)
+    model = filled("4,1,2|4,8", num_classes=0)
     small = build("4,1,2|4,8", num_classes=0, img_size=8).eval()
     small.load_state_dict(model.state_dict())
     x = images(2, 8)
