@@ -47,6 +47,7 @@ STAGES = (  # of B0: kernel size, stride of the first block, expansion, channels
     (3, 1, 6, 320, 1),
 )
 STEM, HEAD = 32, 1280  # channels of B0 before and after the stages
+STRIDES = (2, 2, 4, 8, 16, 16, 32, 32)  # of the maps after the stem and after each stage
 NORMS = {  # padding -> what goes with it in the code that uses it
     "same": dict(eps=1e-3, momentum=0.01),  # TensorFlow
     "symmetric": dict(eps=1e-5, momentum=0.1),  # PyTorch
@@ -73,6 +74,14 @@ def round_channels(channels: int, width: float) -> int:
 def round_repeats(repeats: int, depth: float) -> int:
     """⌈repeats · depth⌉ blocks."""
     return math.ceil(repeats * depth)
+
+
+def stage_repeats(depth: float, lite: bool = False) -> list[int]:
+    """Blocks of the seven stages. Lite leaves the first and the last stage as they are in B0."""
+    repeats = [round_repeats(stage[-1], depth) for stage in STAGES]
+    if lite:
+        repeats[0], repeats[-1] = STAGES[0][-1], STAGES[-1][-1]
+    return repeats
 
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
@@ -182,7 +191,8 @@ class EfficientNet(nn.Module):
         the variant was trained with.
     padding: "same" (TensorFlow, with batch norm's ε = 1e-3) or "symmetric" (PyTorch, ε = 1e-5).
         Weights of one are not weights of the other. torchvision's B5–B7 are symmetric with 1e-3.
-    lite: no gates, and ReLU6 for SiLU: what small chips and 8 bits can do.
+    lite: no gates, and ReLU6 for SiLU: what small chips and 8 bits can do. Stem, head and the
+        number of blocks in the first and the last stage stay those of B0.
     num_classes: 0 leaves the classifier out; the output then is the head's mean (b, 1280·width).
     drop_rate: dropout before the classifier; drop_path_rate: block b of B is dropped at rate · b/B.
     """
@@ -209,16 +219,18 @@ class EfficientNet(nn.Module):
             raise ValueError(f"width={width} and depth={depth} must be more than 0")
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
         act = nn.ReLU6 if lite else nn.SiLU
-        stem = round_channels(STEM, width)
-        self.num_features = round_channels(HEAD, width)
+        stem = STEM if lite else round_channels(STEM, width)
+        self.num_features = HEAD if lite else round_channels(HEAD, width)
         self.stem = ConvNorm(in_chans, stem, 3, stride=2, padding=padding, act=act)
-        count = sum(round_repeats(stage[-1], depth) for stage in STAGES)
+        repeats = stage_repeats(depth, lite)
         self.blocks = nn.Sequential()
         channels, index = stem, 0
-        for kernel_size, stride, expand_ratio, base, repeats in STAGES:
+        for (kernel_size, stride, expand_ratio, base, _), count in zip(
+            STAGES, repeats, strict=True
+        ):
             stage = nn.Sequential()
             out_chans = round_channels(base, width)
-            for j in range(round_repeats(repeats, depth)):
+            for j in range(count):
                 block = MBConv(
                     channels,
                     out_chans,
@@ -228,7 +240,7 @@ class EfficientNet(nn.Module):
                     padding,
                     gated=not lite,
                     act=act,
-                    drop_path_rate=drop_path_rate * index / count,
+                    drop_path_rate=drop_path_rate * index / sum(repeats),
                 )
                 stage.append(block)
                 channels = out_chans
@@ -240,6 +252,18 @@ class EfficientNet(nn.Module):
         if num_classes:
             self.classifier = nn.Linear(self.num_features, num_classes)
         self.apply(initialise)
+
+    def forward_stages(self, images: Tensor) -> list[Tensor]:
+        """The maps after the stem and after each of the seven stages, at `STRIDES`.
+
+        Encoders of dense prediction take one per stride 2, 4, 8, 16, 32, the last of each or, at
+        stride 2, the stem's: [0, 2, 3, 5, 7].
+        """
+        checks.image(images, self.in_chans)
+        maps = [self.stem(images)]
+        for stage in self.blocks:
+            maps.append(stage(maps[-1]))
+        return maps
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last map (b, 1280·width, height/32, width/32)."""
@@ -279,18 +303,22 @@ SCALES = {
     "b6": (1.8, 2.6, 528, 0.5),
     "b7": (2.0, 3.1, 600, 0.5),
 }
+LITE = ("b0", "b1", "b2")  # TensorFlow's Lite has the same widths, depths and sizes
 
 
-def variant(width: float, depth: float, img_size: int, drop_rate: float, padding: str) -> dict:
+def variant(
+    width: float, depth: float, img_size: int, drop_rate: float, padding: str, lite: bool = False
+) -> dict:
     """The constructor's arguments of one row of the table."""
-    return dict(width=width, depth=depth, img_size=img_size, drop_rate=drop_rate, padding=padding)
+    row = dict(width=width, depth=depth, img_size=img_size, drop_rate=drop_rate, padding=padding)
+    return row | dict(lite=True) if lite else row
 
 
 MODEL = EfficientNet
 VARIANTS: dict[str, dict] = {
     **{name: variant(*row, "symmetric") for name, row in SCALES.items()},
     **{f"tf_{name}": variant(*row, "same") for name, row in SCALES.items()},
-    "lite0": dict(padding="same", lite=True),
+    **{name.replace("b", "lite"): variant(*SCALES[name], "same", lite=True) for name in LITE},
 }
 
 # -- names of weights elsewhere
@@ -335,9 +363,9 @@ TORCHVISION: Rules = [
 ]
 
 
-def efficientnet_pytorch(depth: float) -> Rules:
+def efficientnet_pytorch(depth: float, lite: bool = False) -> Rules:
     """The names of lukemelas/EfficientNet-PyTorch, which counts blocks through all stages."""
-    ends = list(accumulate(round_repeats(stage[-1], depth) for stage in STAGES))
+    ends = list(accumulate(stage_repeats(depth, lite)))
 
     def place(match: re.Match) -> str:
         index = int(match[1])
@@ -364,3 +392,6 @@ def efficientnet_pytorch(depth: float) -> Rules:
 NAMES: dict[str, Rules] = {"official": TIMM, "torchvision": TORCHVISION}
 for _, depth, _, _ in SCALES.values():
     NAMES[f"efficientnet_pytorch, depth {depth}"] = efficientnet_pytorch(depth)
+for name in LITE:
+    depth = SCALES[name][1]
+    NAMES[f"efficientnet_pytorch, Lite, depth {depth}"] = efficientnet_pytorch(depth, lite=True)

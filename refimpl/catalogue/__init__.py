@@ -102,7 +102,7 @@ BASES: dict[str, tuple[str, ...]] = {
     "efficientnet": (
         *("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7"),
         *("tf_b0", "tf_b1", "tf_b2", "tf_b3", "tf_b4", "tf_b5", "tf_b6", "tf_b7"),
-        "lite0",
+        *("lite0", "lite1", "lite2"),
     ),
     "hiera": ("tiny", "small", "base", "base_plus", "large", "huge"),
     "llama": ("2_7b", "2_13b", "2_70b", "3_8b", "3_70b"),
@@ -141,7 +141,7 @@ BASES_PUBLISHED: dict[str, Published] = {
         (
             *(("b0", 77.1), ("b1", 79.1), ("b2", 80.1), ("b3", 81.6)),
             *(("b4", 82.9), ("b5", 83.6), ("b6", 84.0), ("b7", 84.3)),
-            ("lite0", 75.1),
+            *(("lite0", 75.1), ("lite1", 76.7), ("lite2", 77.6)),
         ),
     ),
     "hiera": Published(

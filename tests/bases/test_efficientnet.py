@@ -14,6 +14,7 @@ from refimpl.bases.efficientnet import (
     NAMES,
     SCALES,
     STAGES,
+    STRIDES,
     TIMM,
     EfficientNet,
     MBConv,
@@ -22,6 +23,7 @@ from refimpl.bases.efficientnet import (
     round_channels,
     round_repeats,
     same_padding,
+    stage_repeats,
 )
 from refimpl.lab import measure
 
@@ -193,6 +195,25 @@ def test_the_paddings_lie_half_a_pixel_apart():
     assert torch.allclose(inner, torch.ones_like(inner), atol=1e-5)
 
 
+def test_depth_and_widths_of_lite():
+    """Stem, head and the blocks of the outer stages are B0's; all between them is scaled."""
+    assert stage_repeats(1.2) == [2, 3, 3, 4, 4, 5, 2]
+    assert stage_repeats(1.2, lite=True) == [1, 3, 3, 4, 4, 5, 1]
+    for name, params, widths in (
+        ("lite0", 4_652_008, [16, 24, 40, 80, 112, 192, 320]),
+        ("lite1", 5_416_680, [16, 24, 40, 80, 112, 192, 320]),
+        ("lite2", 6_092_072, [16, 24, 48, 88, 120, 208, 352]),
+    ):
+        with torch.device("meta"):
+            model = refimpl.create_model(f"efficientnet_{name}")
+        assert measure.parameters(model) == params
+        assert (model.stem.conv.out_channels, model.num_features) == (32, 1280)
+        assert [stage[0].project.conv.out_channels for stage in model.blocks] == widths
+    with torch.device("meta"):  # by the same rule: TensorFlow's Lite3 and Lite4
+        wider = [EfficientNet(1.2, 1.4, lite=True), EfficientNet(1.4, 1.8, lite=True)]
+    assert [measure.parameters(model) for model in wider] == [8_197_096, 13_006_568]
+
+
 def test_lite_has_no_gates_and_relu6():
     model = refimpl.create_model("efficientnet_lite0").eval()
     assert measure.parameters(model) == 4_652_008
@@ -252,7 +273,7 @@ def flat_name(name: str, place: re.Match | None, flat: dict) -> str:
     return f"_blocks.{flat[int(stage), int(block)]}.{layer}.{name[place.end() :]}"
 
 
-@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_tf_b3", "efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_tf_b3", "efficientnet_lite2"])
 @pytest.mark.parametrize("kind", ["torchvision", "efficientnet_pytorch", "timm"])
 def test_weights_of_others_load_by_their_names(name, kind):
     source, target = refimpl.create_model(name), refimpl.create_model(name)
@@ -270,10 +291,13 @@ def test_weights_of_others_load_by_their_names(name, kind):
 
 def test_known_names_of_others():
     """As their own code writes them."""
-    depth = {name: rules for name, rules in NAMES.items() if name.endswith("depth 1.0")}
-    (rules,) = depth.values()
+    rules = NAMES["efficientnet_pytorch, depth 1.0"]
     assert weights.rename("_blocks.15._bn2.weight", rules) == "blocks.6.0.project.norm.weight"
     assert weights.rename("_blocks.0._se_reduce.bias", rules) == "blocks.0.0.gate.reduce.bias"
+    for front, last in (("", "blocks.5.4"), ("Lite, ", "blocks.6.0")):  # of B2 and of Lite2
+        rules = NAMES[f"efficientnet_pytorch, {front}depth 1.2"]
+        found = weights.rename("_blocks.20._bn2.weight", rules)
+        assert found == f"{last}.project.norm.weight"
     tv = NAMES["torchvision"]
     assert weights.rename("features.1.0.block.1.fc1.bias", tv) == "blocks.0.0.gate.reduce.bias"
     assert weights.rename("features.2.1.block.3.1.weight", tv) == "blocks.1.1.project.norm.weight"
@@ -299,6 +323,23 @@ def test_features_and_head():
         bare = refimpl.create_model("efficientnet_tf_b0", num_classes=0).eval()
         bare.load_state_dict(model.state_dict(), strict=False)
         torch.testing.assert_close(bare(images), features.mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["efficientnet_tf_b0", "efficientnet_lite2"])
+@pytest.mark.parametrize("size", [(64, 96), (65, 50)])
+def test_maps_of_all_stages(name, size):
+    """At their strides, the last of them what the head reads, and the same maps once fused."""
+    model = refimpl.create_model(name).eval()
+    images = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        maps = model.forward_stages(images)
+        torch.testing.assert_close(model.head(maps[-1]), model.forward_features(images))
+        fused = model.fuse().forward_stages(images)
+    for found, quick, stride in zip(maps, fused, STRIDES, strict=True):
+        assert tuple(found.shape[2:]) == tuple(-(-side // stride) for side in size)
+        torch.testing.assert_close(quick, found, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="images have 1 channels"):
+        model.forward_stages(images[:, :1])
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b1", "efficientnet_tf_b1", "efficientnet_lite0"])
@@ -339,7 +380,7 @@ def test_bad_arguments(arguments, message):
         EfficientNet(**arguments)
 
 
-@pytest.mark.parametrize("name", ["efficientnet_b0", "tf_efficientnet_b0", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["efficientnet_b0", "tf_efficientnet_b0", "tf_efficientnet_lite2"])
 def test_equals_timm_on_the_same_weights(name):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
