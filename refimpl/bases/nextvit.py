@@ -27,37 +27,9 @@ from torch import Tensor, nn
 
 from refimpl import checks
 from refimpl.deploy import deploy
+from refimpl.deploy.norms import fold_norms_before
 from refimpl.layers import ConvNorm, Probe, attention, attention_map
 from refimpl.weights import Rules
-
-
-@torch.no_grad()
-def fold_norms_before(norms: Sequence[nn.Module], layer: nn.Conv2d | nn.Linear) -> nn.Module:
-    """The map that computes layer(norm_n(… norm_1(x))) in evaluation mode: W' = W diag(s),
-    b' = b + W t, where the norms together are x ↦ s x + t.
-
-    norms: batch norms; an identity among them is passed over.
-    layer: linear, or a 1×1 convolution. A larger kernel sees the zeros of the padding, which the
-    norms do not shift: it has no such form, and a `ValueError` says so.
-    """
-    if isinstance(layer, nn.Conv2d) and (layer.kernel_size != (1, 1) or layer.padding != (0, 0)):
-        raise ValueError(
-            f"kernel_size={layer.kernel_size}, padding={layer.padding} must be (1, 1) and (0, 0):"
-            " the zeros of a padding do not go through the norm"
-        )
-    norms = [norm for norm in norms if not isinstance(norm, nn.Identity)]
-    scale = torch.ones_like(norms[0].weight)
-    shift = torch.zeros_like(norms[0].bias)
-    for norm in norms:
-        s = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        shift = s * (shift - norm.running_mean) + norm.bias
-        scale = s * scale
-    folded = copy.deepcopy(layer)
-    weight = layer.weight.flatten(1)  # (out, in)
-    bias = weight @ shift if layer.bias is None else layer.bias + weight @ shift
-    folded.weight.copy_((weight * scale).view_as(layer.weight))
-    folded.bias = nn.Parameter(bias, layer.weight.requires_grad)
-    return folded
 
 
 class Embed(nn.Module):

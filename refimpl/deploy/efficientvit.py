@@ -7,14 +7,13 @@ of `deploy` folds the norms of what these classes take over.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from refimpl.deploy import linear_like, with_identity
+from refimpl.deploy.norms import fold_norms_before
 from refimpl.layers import ConvFeedForward
 from refimpl.papers.efficientvit import (
     Block,
@@ -150,18 +149,9 @@ class FusedDownsample(nn.Module):
         return self.ffn1(self.dw1(x))
 
 
-@torch.no_grad()
 def fold_norm_first(head: NormLinear) -> nn.Linear:
-    """The linear layer that computes `linear(norm(x))`.
-
-    W' = W·diag(γ/√(σ²+ε)), b' = W(β − μγ/√(σ²+ε)) + b
-    """
-    folded = copy.deepcopy(head.linear)
-    norm = head.norm
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    folded.bias += folded.weight @ (norm.bias - norm.running_mean * scale)
-    folded.weight *= scale
-    return folded
+    """The linear layer that computes `linear(norm(x))`."""
+    return fold_norms_before([head.norm], head.linear)
 
 
 FUSED = {Block: FusedBlock, Downsample: FusedDownsample, NormLinear: fold_norm_first}

@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from refimpl import checks
 from refimpl.bases import nextvit
 from refimpl.deploy import deploy
+from refimpl.deploy.norms import fold_norms_before
 from refimpl.layers import ConvNorm, Layout, Probe, attention, attention_map
 
 
@@ -173,8 +174,7 @@ class GroupMlp(nn.Module):
 
     def fuse(self) -> nn.Module:
         """Two pointwise maps: the norm goes into the first."""
-        first = nextvit.fold_norms_before([self.norm], self.fc1.fuse())
-        return nn.Sequential(first, nn.ReLU(), self.fc2)
+        return nn.Sequential(fold_norms_before([self.norm], self.fc1.fuse()), nn.ReLU(), self.fc2)
 
 
 class ConvMixer(nn.Module):
@@ -231,9 +231,9 @@ class LightAttention(nn.Module):
     def fuse(self) -> LightAttention:  # pooling commutes with norms: keys and values take both
         fused = copy.deepcopy(self)
         norms = [self.norm, self.pool_norm]
-        fused.q = nextvit.fold_norms_before(norms[:1], self.q.fuse())
-        fused.k = nextvit.fold_norms_before(norms, self.k.fuse())
-        fused.v = nextvit.fold_norms_before(norms, self.v.fuse())
+        fused.q = fold_norms_before(norms[:1], self.q.fuse())
+        fused.k = fold_norms_before(norms, self.k.fuse())
+        fused.v = fold_norms_before(norms, self.v.fuse())
         fused.norm = nn.Identity()
         fused.pool_norm = nn.Identity()
         return fused

@@ -16,9 +16,9 @@ from refimpl.bases.nextvit import (
     NextViT,
     PooledAttention,
     TransformerBlock,
-    fold_norms_before,
     stage_plan,
 )
+from refimpl.deploy.norms import fold_norms_before
 from refimpl.lab import measure
 from shared import models
 

@@ -16,8 +16,9 @@ from torch import nn
 
 import refimpl
 from refimpl import golden, weights
-from refimpl.bases.nextvit import ConvBlock, TransformerBlock, fold_norms_before
+from refimpl.bases.nextvit import ConvBlock, TransformerBlock
 from refimpl.deploy import deploy
+from refimpl.deploy.norms import fold_norms_before
 from refimpl.lab import measure, spectra
 from refimpl.papers.fmvit import (
     VARIANTS,
