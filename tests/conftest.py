@@ -66,6 +66,12 @@ def own_style():
         matplotlib.pyplot.close("all")
 
 
+@pytest.fixture
+def timm():
+    """The peer, where it is installed: nothing of ours needs it."""
+    return pytest.importorskip("timm", reason="timm is a peer, not a dependency")
+
+
 def pytest_generate_tests(metafunc):
     """`official_case` runs over every file of the module's `STEM` (or `STEMS`)."""
     if "official_case" not in metafunc.fixturenames:

@@ -244,16 +244,11 @@ def test_checkpoints_load(wrap, tmp_path):
         weights.load_official(VisionTransformer(**SMALL), tmp_path / "deit.pth")
 
 
-def test_timm_gives_the_same_output():
-    timm = pytest.importorskip("timm")
-    theirs = timm.create_model("deit_small_distilled_patch16_224", img_size=64, depth=2).eval()
-    ours = weights.load_official(
-        refimpl.create_model("deit_small_distilled", img_size=64, depth=2).eval(),
-        theirs.state_dict(),
-    )
-    images = torch.randn(2, 3, 64, 64)
-    with torch.inference_mode():
-        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
+def test_timm_gives_the_same_output(timm):
+    small = dict(img_size=64, depth=2)
+    theirs = timm.create_model("deit_small_distilled_patch16_224", **small)
+    ours = refimpl.create_model("deit_small_distilled", **small)
+    models.assert_equals_peer(ours, theirs, torch.randn(2, 3, 64, 64))
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from refimpl.bases.efficientnet import (
     stage_repeats,
 )
 from refimpl.lab import measure
+from shared import models
 
 STEM = "efficientnet"
 ALONE = [  # timm's names of a block outside a model, without and with expansion
@@ -381,12 +382,7 @@ def test_bad_arguments(arguments, message):
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "tf_efficientnet_b0", "tf_efficientnet_lite2"])
-def test_equals_timm_on_the_same_weights(name):
-    timm = pytest.importorskip("timm")
-    torch.manual_seed(0)
-    theirs = timm.create_model(name).eval()
+def test_timm_gives_the_same_output(timm, name):
     ours = name.replace("tf_efficientnet_b", "efficientnet_tf_b").removeprefix("tf_")
-    model = weights.load_official(refimpl.create_model(ours).eval(), theirs.state_dict())
     images = torch.randn(2, 3, 97, 80)
-    with torch.no_grad():
-        torch.testing.assert_close(model(images), theirs(images), rtol=1e-5, atol=1e-5)
+    models.assert_equals_peer(refimpl.create_model(ours), timm.create_model(name), images)

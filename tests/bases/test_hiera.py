@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import refimpl
-from refimpl import golden, weights
+from refimpl import golden
 from refimpl.bases.hiera import (
     VARIANTS,
     Hiera,
@@ -138,18 +138,13 @@ def check_layer(case: golden.Case) -> None:
         dict(embed_dim=12, dim_mul=1.5, head_mul=1.0, mlp_ratio=3.0),
     ],
 )
-def test_timm_gives_the_same_output(options):
-    timm = pytest.importorskip("timm")
+def test_timm_gives_the_same_output(timm, options):
     ours = small(**dict(img_size=(64, 64), mask_unit_size=4) | options)
     given = dict(SMALL, img_size=(64, 64)) | options
     given["stages"] = given.pop("depths")
     given["mask_unit_size"] = (given["mask_unit_size"],) * 2
     theirs = models.lively(timm.models.Hiera(**given))  # its classifier starts at 0
-    weights.load_official(ours, theirs.state_dict())
-    images = torch.randn(2, 3, *given["img_size"])
-    with torch.inference_mode():
-        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
-        assert models.error(ours.fuse()(images), theirs(images)) < 1e-5
+    models.assert_equals_peer(ours, theirs, torch.randn(2, 3, *given["img_size"]))
 
 
 @pytest.mark.parametrize("variant", ["tiny", "base_plus"])

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from refimpl import weights
 from refimpl.bases.nextvit import (
     VARIANTS,
     ConvBlock,
@@ -49,13 +48,9 @@ def test_multiply_adds_at_224():
     )
 
 
-def test_equals_timm_where_it_is_installed():
-    timm = pytest.importorskip("timm", reason="timm is a peer, not a dependency")
-    theirs = timm.create_model("nextvit_small").eval()
-    ours = weights.load_official(NextViT().eval(), theirs.state_dict())
-    images = torch.randn(1, 3, 96, 96)
-    with torch.inference_mode():
-        assert models.error(ours(images), theirs(images)) <= 1e-6
+def test_timm_gives_the_same_output(timm):
+    theirs = timm.create_model("nextvit_small")
+    models.assert_equals_peer(NextViT(), theirs, torch.randn(1, 3, 96, 96))
 
 
 def timm_name(name: str) -> str:

@@ -411,15 +411,10 @@ def test_checkpoints_load(tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["tiny", "small"])
-def test_timm_gives_the_same_output(variant):
-    timm = pytest.importorskip("timm")
-    theirs = timm.create_model(f"convit_{variant}").eval()
-    ours = weights.load_official(
-        refimpl.create_model(f"convit_{variant}").eval(), theirs.state_dict()
-    )
+def test_timm_gives_the_same_output(timm, variant):
+    name = f"convit_{variant}"
     images = torch.randn(1, 3, 224, 224)
-    with torch.inference_mode():
-        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
+    models.assert_equals_peer(refimpl.create_model(name), timm.create_model(name), images)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import refimpl
-from refimpl import golden, weights
+from refimpl import golden
 from refimpl.bases.distillation import distillation_loss
 from refimpl.bases.levit import Attention, offset_index
 from refimpl.bases.slimming import Architecture, actions, least_latency
@@ -236,18 +236,15 @@ def test_checkpoints_under_foreign_names_load(names):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_equals_timm_where_it_is_installed(variant):
-    timm = pytest.importorskip("timm", reason="timm is a peer, not a dependency")
-    theirs = timm.create_model(f"efficientformer_{variant}").eval()
-    ours = refimpl.create_model(f"efficientformer_{variant}").eval()
+def test_timm_gives_the_same_output(timm, variant):
+    name = f"efficientformer_{variant}"
+    theirs = timm.create_model(name)
     with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            if "gamma" in name:
+        for part, parameter in theirs.named_parameters():
+            if "gamma" in part:
                 parameter.normal_(std=0.1)
-    weights.load_official(ours, theirs.state_dict())
     images = torch.randn(1, 3, 224, 224)
-    with torch.inference_mode():
-        assert models.error(ours(images), theirs(images)) <= 1e-6
+    models.assert_equals_peer(refimpl.create_model(name), theirs, images)
 
 
 def test_the_mean_is_over_real_pixels_and_less_the_middle():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import refimpl
-from refimpl import golden, weights
+from refimpl import golden
 from refimpl.kernels.hsm_ssd import hsm_ssd
 from refimpl.kernels.ssd import semiseparable, ssd
 from refimpl.kernels.ssd.noncausal import nc_ssd
@@ -218,14 +218,11 @@ def test_checkpoints_under_official_names_load(variant):
 
 
 @pytest.mark.parametrize("variant", ["m1", "m2", "m3", "m4"])
-def test_equals_timm_where_it_is_installed(variant):
-    timm = pytest.importorskip("timm", reason="timm is a peer, not a dependency")
-    theirs = timm.create_model(f"efficientvim_{variant}").eval()
-    ours = refimpl.create_model(f"efficientvim_{variant}").eval()
-    weights.load_official(ours, theirs.state_dict())
+def test_timm_gives_the_same_output(timm, variant):
+    name = f"efficientvim_{variant}"
+    ours = refimpl.create_model(name)
     images = torch.randn(1, 3, ours.img_size, ours.img_size)
-    with torch.inference_mode():
-        assert models.error(ours(images), theirs(images)) <= 1e-5
+    models.assert_equals_peer(ours, timm.create_model(name), images, within=1e-5)
 
 
 def test_the_heart_is_what_the_kernel_computes():

@@ -212,14 +212,10 @@ def test_checkpoints_under_foreign_names_load(names, variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_equals_timm_where_it_is_installed(variant):
-    timm = pytest.importorskip("timm", reason="timm is a peer, not a dependency")
-    theirs = timm.create_model(f"efficientvit_{variant}").eval()
-    ours = refimpl.create_model(f"efficientvit_{variant}").eval()
-    weights.load_official(ours, theirs.state_dict())
+def test_timm_gives_the_same_output(timm, variant):
+    name = f"efficientvit_{variant}"
     images = torch.randn(1, 3, 224, 224)
-    with torch.inference_mode():
-        assert models.error(ours(images), theirs(images)) <= 1e-6
+    models.assert_equals_peer(refimpl.create_model(name), timm.create_model(name), images)
 
 
 def test_no_stale_bias_after_loading():

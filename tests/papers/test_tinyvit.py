@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import refimpl
-from refimpl import checks, golden, weights
+from refimpl import checks, golden
 from refimpl.bases import fine_tuning
 from refimpl.bases.levit import offset_index
 from refimpl.bases.replayed_views import ReplayedRandom, mix_pairs
@@ -293,15 +293,11 @@ def test_checkpoints_under_foreign_names_load(names, variant):
 
 
 @pytest.mark.parametrize("variant", ["5m", "11m", "21m_384"])
-def test_equals_timm_where_it_is_installed(variant):
-    timm = pytest.importorskip("timm", reason="timm is a peer, not a dependency")
+def test_timm_gives_the_same_output(timm, variant):
     name, _, size = variant.partition("_")
-    theirs = timm.create_model(f"tiny_vit_{name}_{size or 224}", num_classes=1000).eval()
-    ours = refimpl.create_model(f"tinyvit_{variant}").eval()
-    weights.load_official(ours, theirs.state_dict())
-    images = torch.randn(1, 3, ours.img_size, ours.img_size)
-    with torch.inference_mode():
-        assert models.error(ours(images), theirs(images)) <= 1e-6
+    theirs = timm.create_model(f"tiny_vit_{name}_{size or 224}", num_classes=1000)
+    ours = refimpl.create_model(f"tinyvit_{variant}")
+    models.assert_equals_peer(ours, theirs, torch.randn(1, 3, ours.img_size, ours.img_size))
 
 
 def test_no_stale_bias_after_loading():

@@ -121,6 +121,17 @@ def assert_fused_is_equal(model: nn.Module, images: Tensor, rtol: float = 1e-5) 
     return fused
 
 
+def assert_equals_peer(
+    ours: nn.Module, theirs: nn.Module, images: Tensor, within: float = 1e-6
+) -> None:
+    """With the peer's weights, under its names, ours gives its answers; so does ours fused."""
+    weights.load_official(ours.eval(), theirs.eval().state_dict())
+    with torch.inference_mode():
+        wanted = theirs(images)
+        assert error(ours(images), wanted) <= within
+        assert error(ours.fuse()(images), wanted) <= max(within, 1e-5)
+
+
 def assert_checkpoint_loads(build: Build, checkpoint: Callable[[nn.Module], Mapping]) -> None:
     """What `checkpoint` makes of one model's tensors loads into another, tensor by tensor."""
     source, target = build(), build()
