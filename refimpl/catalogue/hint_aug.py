@@ -20,6 +20,7 @@ PAPER = Paper(
     code="https://github.com/GATECH-EIC/Hint-Aug",
     commit="575116ae274cafe39c0121aac31d69a9a0bebd43",
     licence="MIT",
+    variants=("adapter", "lora", "vpt"),
     claims=(
         Claim(
             id="hint_aug.1",
@@ -92,12 +93,19 @@ PAPER = Paper(
                 "The released attack is plain noise of the same radius, bit for bit. The paper's "
                 "attack is implemented; the released one is kept as a function."
             ),
+            test=(
+                "tests/papers/test_hint_aug.py::"
+                "test_the_released_attack_knows_neither_network_nor_label"
+            ),
         ),
         Difference(
             id="hint_aug.d2",
             paper_says="The cross-entropy to the confusion label is minimised.",
             code_does="With the commented-out line restored the optimiser increases it.",
             effect="It would move away from the confusable class.",
+            test=(
+                "tests/papers/test_hint_aug.py::test_the_restored_attack_moves_away_from_its_target"
+            ),
         ),
         Difference(
             id="hint_aug.d3",
@@ -107,42 +115,76 @@ PAPER = Paper(
                 "The detector never fires: the fallback, the two most attended patches, always "
                 "runs."
             ),
+            test=("tests/papers/test_hint_aug.py::test_the_released_detector_can_never_fire"),
         ),
         Difference(
             id="hint_aug.d4",
             paper_says="The patch with the largest absolute drift is chosen.",
             code_does="The difference is signed, pretrained minus tuned.",
             effect="It would pick patches that tuning neglects, not those it favours.",
+            test=("tests/papers/test_hint_aug.py::test_the_released_difference_is_signed"),
         ),
         Difference(
             id="hint_aug.d5",
             paper_says="LoRA and adapters start as the identity.",
             code_does="A later pass re-initialises every linear layer.",
             effect="Both perturb the pretrained network at step 0.",
+            test=(
+                "tests/papers/test_hint_aug.py::"
+                "test_tuning_starts_from_the_pretrained_network_and_as_released_beside_it"
+            ),
         ),
         Difference(
             id="hint_aug.d6",
             paper_says="The first block's prompts are trained.",
             code_does="They are replaced by the block's own before use.",
             effect="Dead parameters, counted as trainable.",
+            test=(
+                "tests/papers/test_hint_aug.py::"
+                "test_the_first_prompts_are_replaced_before_anybody_reads_them"
+            ),
         ),
         Difference(
             id="hint_aug.d7",
             paper_says="Clean and attacked images have separate norms (option).",
             code_does="Both branches share one parameter, with another ε.",
             effect="Switching does nothing but change ε from 1e-6 to 1e-5.",
+            test=(
+                "tests/papers/test_hint_aug.py::test_switchable_norms_change_nothing_but_epsilon"
+            ),
         ),
         Difference(
             id="hint_aug.d8",
             paper_says="The true label, as a distribution, is the target of the attacked image.",
             code_does="The target is 1.0 at the true class and 0.1 elsewhere.",
             effect="It does not sum to one.",
+            test=("tests/papers/test_hint_aug.py::test_the_released_target_is_no_distribution"),
         ),
         Difference(
             id="hint_aug.d9",
             paper_says="Gradients are projected against each other (PCGrad).",
             code_does="The code divides by the norm, not by its square.",
             effect="The conflicting part is not removed exactly.",
+            test=(
+                "tests/papers/test_hint_aug.py::test_the_released_projection_leaves_some_conflict"
+            ),
+        ),
+        Difference(
+            id="hint_aug.d10",
+            paper_says="The confusion label leaves the image's own class out, and sums to one.",
+            code_does="It is the softmax of summed logits, the own class among them.",
+            effect="Sums are tens, so the label is nearly one class, as a rule the image's own.",
+            test=("tests/papers/test_hint_aug.py::test_the_released_label_is_mostly_the_own_class"),
+        ),
+        Difference(
+            id="hint_aug.d11",
+            paper_says="A patch's score is the attention that it gets.",
+            code_does="Each column of the attention map is first scaled to length one.",
+            effect="How much a patch is looked at is lost; how evenly is left.",
+            test=(
+                "tests/papers/test_hint_aug.py::"
+                "test_the_released_score_forgets_how_much_a_patch_is_looked_at"
+            ),
         ),
     ),
 )
