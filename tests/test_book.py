@@ -168,12 +168,23 @@ def check_narrow(browser) -> None:
     small = browser.run(
         """const least = (image) =>
              parseFloat(getComputedStyle(image).getPropertyValue('--least') || 0);
-           return [...document.querySelectorAll('article :is(.cell_output, .atlas-row) img')]
-             .filter((image) => image.checkVisibility())
+           return [...document.querySelectorAll('article img')]
+             .filter((image) => image.checkVisibility() && !image.closest('.chapter-card, .chapter-lead'))
              .filter((image) => image.getBoundingClientRect().width < least(image) - 1)
              .map((image) => image.getAttribute('src'))"""
     )
     assert small == [], "text of less than 11 pixels"
+    squeezed = browser.run(
+        """return [...document.querySelectorAll('article img')]
+             .filter((image) => image.checkVisibility() && image.naturalHeight
+               && getComputedStyle(image).objectFit !== 'contain')
+             .filter((image) => {
+               const box = image.getBoundingClientRect();
+               const drawn = image.naturalWidth / image.naturalHeight;
+               return Math.abs(box.width / box.height / drawn - 1) > 0.03;
+             }).map((image) => image.getAttribute('src'))"""
+    )
+    assert squeezed == [], "pictures of another shape than they were drawn"
     apart = browser.run(
         """return [...document.querySelectorAll('article table.numeric, article table.numbers')]
              .filter((table) => table.checkVisibility() && table.tHead && table.tBodies[0].rows[0])

@@ -231,7 +231,10 @@ def text(record: dict) -> str:
         "Lines of the accuracy of the delivered design against the number of trainings, one for"
         " each of four searches and luck, with the middle 80 percent of runs at the end."
     )
-    return f"""![{alt}](/book/_static/searches.png)
+    return f"""```{{figure}} /book/_static/searches.png
+:alt: {alt}
+:figclass: chapter-figure still
+```
 
 {record["within"]} of {record["designs"]} small designs meet the limits, and were trained twice, on
 pictures of clothes. Each search hears the first training of {record["evaluations"]} designs that it
