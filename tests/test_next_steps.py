@@ -50,6 +50,10 @@ OTHERS = {
         dict(vocab_size=50, embed_dim=32, hidden_dim=48, depth=2, num_heads=4, num_kv_heads=2),
         lambda model, batch: torch.randint(model.vocab_size, (batch, 12)),
     ),
+    "vivit": Other(
+        dict(num_frames=4, img_size=32, num_classes=10, embed_dim=32, depth=2, num_heads=4),
+        lambda model, batch: torch.randn(batch, 4, 3, 32, 32),
+    ),
 }
 
 

@@ -17,6 +17,14 @@ PAPER = Paper(
         "temporal one well, and pay for forward passes only."
     ),
     arxiv="2306.04822",
+    variants=(
+        "fe_b16x2_k400",
+        "fe_l16x2_k400",
+        "fe_l16x2_k600",
+        "fe_l16x2_ek100",
+        "fe_l16x2_ssv2",
+        "spacetime_b16x2_k400",
+    ),
     claims=(
         Claim(
             id="vivit.1",

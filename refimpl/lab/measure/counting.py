@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -123,6 +123,25 @@ def peak_memory(function: Callable[[], object]) -> int:
     with LiveBytes() as meter:
         function()
     return meter.peak
+
+
+def saved_for_backward(function: Callable[[], object], without: Iterable[torch.Tensor] = ()) -> int:
+    """Bytes of the tensors that autograd keeps for the backward pass of what `function()` gives.
+
+    without: tensors that are there anyway, such as parameters and inputs. A storage counts once.
+    """
+    known = {storage._cdata for storage in storages(list(without))}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            kept[storage._cdata] = storage  # held, so that no other takes its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        function()
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 class Traffic(TorchDispatchMode):
