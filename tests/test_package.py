@@ -16,7 +16,7 @@ from refimpl import checks, weights
 from refimpl.catalogue import PARTS
 from refimpl.layers import Probe
 from refimpl.viz import attention
-from shared.models import families, on_meta, smallest
+from shared.models import families, logits_shape, on_meta, smallest
 
 HEAVY = (
     "matplotlib",
@@ -145,8 +145,9 @@ def test_every_model_has_the_uniform_interface(name):
 @every_family
 def test_classes_and_channels_can_be_chosen(stem):
     model = image_model(stem, num_classes=7, in_chans=1)
+    images = images_for(model, 2)
     with torch.inference_mode():
-        assert model(images_for(model, 2)).shape == (2, 7)
+        assert model(images).shape == logits_shape(stem, 2, 7, images.shape[2:])
 
 
 @every_family
@@ -173,14 +174,17 @@ def test_another_size_is_computed_or_refused_with_a_reason(stem):
         assert "pixels" in said and str(other.shape[-1]) in said
         assert f"img_size={model.img_size}" in said or "multiples of" in said
     else:
-        assert logits.shape == (1, model.num_classes) and logits.isfinite().all()
+        assert logits.shape == logits_shape(stem, 1, model.num_classes, other.shape[2:])
+        assert logits.isfinite().all()
 
 
 @every_family
 def test_an_empty_batch_gives_no_logits(stem):
     model = image_model(stem)
+    images = images_for(model, 1)[:0]
     with torch.inference_mode():
-        assert model(images_for(model, 1)[:0]).shape == (0, model.num_classes)
+        shape = logits_shape(stem, 0, model.num_classes, images.shape[2:])
+        assert model(images).shape == shape
 
 
 @every_family

@@ -417,6 +417,24 @@ def ssd_as_matrix(x, a, B, C, state=None, chunk=None, return_last_state=True):
     return y.transpose(1, 2), last
 
 
+# ---------------------------------------------------------------- the way into a decoder's node
+
+
+def node_problem(g, batch, channels, more, outputs, height, width) -> dict:
+    return {
+        "below": normal(g, batch, channels, height, width),
+        "beside": normal(g, batch, more, 2 * height, 2 * width),
+        "weight": normal(g, outputs, channels + more, 3, 3) / (3 * (channels + more) ** 0.5),
+        "bias": normal(g, outputs),
+    }
+
+
+def enlarge_join_convolve(below, beside, weight, bias) -> Tensor:
+    """With the large map written."""
+    enlarged = F.interpolate(below, scale_factor=2.0, mode="nearest")
+    return F.conv2d(torch.cat([enlarged, beside], 1), weight, bias, padding=1)
+
+
 CONTRACTS: dict[str, Contract] = {
     "cascaded_group_attention": Contract(
         shapes={
@@ -690,6 +708,19 @@ CONTRACTS: dict[str, Contract] = {
         problem=ssd_problem,
         batched=("x", "a", "B", "C", "state"),
         composed=ssd_as_matrix,
+    ),
+    "upsample_concat_conv": Contract(
+        shapes={
+            "batch": [0, 1, 2],
+            "channels": [1, 2, 5, 18],
+            "more": [0, 1, 4, 17],
+            "outputs": [1, 3, 18],
+            "height": [1, 2, 5],
+            "width": [1, 3, 4],
+        },
+        problem=node_problem,
+        batched=("below", "beside"),
+        composed=enlarge_join_convolve,
     ),
 }
 

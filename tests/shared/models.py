@@ -34,6 +34,7 @@ from refimpl.lab import measure
 from refimpl.layers import Probe
 from refimpl.viz import attention
 
+DENSE = ("building_unetpp",)  # stems whose models give logits for every pixel, not for the image
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 Build = Callable[[], nn.Module]
 
@@ -44,6 +45,11 @@ def families() -> dict[str, list[str]]:
     for name, (module, _) in refimpl.model_index().items():
         found.setdefault(module.rsplit(".", 1)[1], []).append(name)
     return found
+
+
+def logits_shape(stem: str, batch: int, classes: int, size: tuple[int, ...]) -> tuple[int, ...]:
+    """What a model of this family gives for images of `size`, (height, width)."""
+    return (batch, classes, *size) if stem in DENSE else (batch, classes)
 
 
 def on_meta(name: str, **kwargs) -> nn.Module:
