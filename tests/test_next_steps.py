@@ -54,6 +54,10 @@ OTHERS = {
         dict(num_frames=4, img_size=32, num_classes=10, embed_dim=32, depth=2, num_heads=4),
         lambda model, batch: torch.randn(batch, 4, 3, 32, 32),
     ),
+    "toc3d": Other(  # a detector's backbone: features of cameras' images, of any size
+        dict(embed_dim=32, depth=6, num_heads=2, window_size=3, global_window_size=4),
+        lambda model, batch: torch.randn(batch, model.in_chans, 64, 80),
+    ),
 }
 
 

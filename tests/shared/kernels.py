@@ -332,6 +332,22 @@ def segment_problem(g, batch, outer, groups, inner) -> dict:
     return {"weight": normal(g, *shape), "gradient": normal(g, *shape)}
 
 
+# ---------------------------------------------------------------- select, bridge, scatter
+
+
+def routing_problem(g, batch, tokens, share, channels, tied) -> dict:
+    """share: of the tokens that are kept; tied: many scores are equal."""
+    scores = normal(g, batch, tokens).sigmoid().log()
+    if tied:
+        scores = (2 * scores).round().clamp(max=-1)
+    keep = min(max(int(share * tokens), 1), tokens - 1)
+    return {
+        "tokens": normal(g, batch, tokens, channels),
+        "scores": scores,
+        "update": normal(g, batch, keep + 1, channels),
+    }
+
+
 # ---------------------------------------------------------------- selective scan
 
 
@@ -656,6 +672,17 @@ CONTRACTS: dict[str, Contract] = {
         },
         problem=segment_problem,
         batched=("weight", "gradient"),
+    ),
+    "select_bridge_scatter": Contract(
+        shapes={
+            "batch": [0, 1, 2, 3],
+            "tokens": [2, 5, 9, 33, 70],
+            "share": [0.0, 0.3, 0.5, 1.0],
+            "channels": [1, 3, 8, 130],
+            "tied": [False, False, False, True],
+        },
+        problem=routing_problem,
+        batched=("tokens", "scores", "update"),
     ),
     "selective_scan": Contract(
         shapes={
