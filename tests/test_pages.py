@@ -129,6 +129,16 @@ def test_plain_equations_become_tex(line, tex):
     assert notes.tex(line) == tex
 
 
+def test_what_belongs_to_an_equation_is_set_with_it():
+    """An aligned equals sign, a second equation behind a comma; a remark stays a remark."""
+    block = """
+    s_ij = q_i    over keys
+    y_i  = s_ij v_j,   t = 2"""
+    shown = notes.equations(block.strip("\n"))
+    assert shown.count('class="katex"') == 2 and "<div>over keys</div>" in shown
+    assert r"y_{i} = s_{ij} v_{j}, \quad t = 2" in shown and shown.count("<div></div>") == 1
+
+
 def test_every_docstring_of_a_kernel_is_set():
     """No equation fails in KaTeX, and every kernel shows some; its shapes are folded."""
     for op in sources.operations():

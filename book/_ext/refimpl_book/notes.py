@@ -44,6 +44,7 @@ SIGNS = {
     "ᵀ": r"^\top ",
     "|": "|",
     "'": "'",
+    "\N{EM SPACE}": r"\quad ",
 }
 BINARY = set("=+−·⊙∘←∗")  # TeX spaces them by itself
 HATS = {"\N{COMBINING CIRCUMFLEX ACCENT}": r"\hat", "\N{COMBINING MACRON}": r"\bar"}
@@ -152,12 +153,21 @@ def columns(block: str) -> list[list[str]]:
     return rows
 
 
+def joined(cells: list[str]) -> list[str]:
+    """Pieces of one equation as one: an equals sign may be aligned, and a list is spaced."""
+    line, *rest = cells
+    while rest and (rest[0].startswith("=") or line.endswith((",", ";"))):
+        space = " " if rest[0].startswith("=") else " \N{EM SPACE}"
+        line += space + rest.pop(0)
+    return [line, *rest]
+
+
 def equations(block: str) -> str:
     """Equations in the first column, remarks in the second."""
     rows = []
     for cells in columns(block):
         goes_on = cells[0] == ""
-        line, *remarks = cells[1:] if goes_on else cells
+        line, *remarks = joined(cells[1:] if goes_on else cells)
         written = tex(line)
         shown = html.inline(f"${written}$")
         place = ' class="goes-on"' if goes_on else ""
