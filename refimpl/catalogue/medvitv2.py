@@ -20,6 +20,8 @@ PAPER = Paper(
     code="https://github.com/Omid-Nejati/MedViTV2",
     commit="8d54f66",
     licence="MIT",
+    variants=("tiny", "small", "base", "large"),
+    kernels=("kan_layer", "neighbourhood_attention"),
     claims=(
         Claim(
             id="medvitv2.1",

@@ -198,6 +198,19 @@ def mixer_problem(g, batch, channels, states, length, inner, spread, with_A) -> 
     }
 
 
+# ---------------------------------------------------------------- KAN layer
+
+
+def kan_problem(g, batch, width, bumps, outputs) -> dict:
+    return {
+        "x": normal(g, batch, width),
+        "norm_weight": 1 + 0.2 * normal(g, width),
+        "norm_bias": 0.2 * normal(g, width),
+        "grid": torch.linspace(-2, 2, bumps, dtype=torch.float64),
+        "weight": normal(g, outputs, width * bumps),
+    }
+
+
 # ---------------------------------------------------------------- LVQ inner products
 
 
@@ -243,6 +256,26 @@ def masked_problem(g, batch, tokens, channels, outputs) -> dict:
 
 def gate_problem(g, batch, channels, ratio) -> dict:
     return {"value": normal(g, batch, ratio * channels), "context": normal(g, batch, channels)}
+
+
+# ---------------------------------------------------------------- neighbourhood attention
+
+
+def neighbourhood_problem(g, batch, heads, spare, width, window_size, dilation, with_bias) -> dict:
+    """spare: how many rows and columns the map has more than the windows need."""
+    height, columns = [
+        size * step + more for size, step, more in zip(window_size, dilation, spare, strict=True)
+    ]
+    table = heads, 2 * window_size[0] - 1, 2 * window_size[1] - 1
+    shape = batch, heads, height, columns, width
+    return {
+        "queries": 2 * normal(g, *shape),
+        "keys": normal(g, *shape),
+        "values": normal(g, *shape),
+        "bias": normal(g, *table) if with_bias else None,
+        "window_size": window_size,
+        "dilation": dilation,
+    }
 
 
 # ---------------------------------------------------------------- packed weights
@@ -569,6 +602,17 @@ CONTRACTS: dict[str, Contract] = {
         problem=int8_problem,
         batched=("codes",),
     ),
+    "kan_layer": Contract(
+        shapes={
+            "batch": [1, 2, 5, 40],
+            "width": [3, 8, 35],
+            "bumps": [8, 2, 5],
+            "outputs": [4, 9, 20],
+        },
+        problem=kan_problem,
+        batched=("x",),
+        floor=8.0,  # weights of both signs cancel: what is left hangs on the order of the sum
+    ),
     "lvq_inner_product": Contract(
         shapes={
             "batch": [1, 2, 5, 17],
@@ -602,6 +646,19 @@ CONTRACTS: dict[str, Contract] = {
         },
         problem=gate_problem,
         batched=("value", "context"),
+    ),
+    "neighbourhood_attention": Contract(
+        shapes={
+            "batch": [0, 1, 2],
+            "heads": [1, 2],
+            "spare": [(0, 0), (2, 1), (0, 3)],
+            "width": [1, 3, 8],
+            "window_size": [(3, 1), (3, 3), (1, 5)],
+            "dilation": [(1, 1), (1, 2), (2, 2)],
+            "with_bias": [True, True, False],
+        },
+        problem=neighbourhood_problem,
+        batched=("queries", "keys", "values"),
     ),
     "packed_product": Contract(
         shapes={
