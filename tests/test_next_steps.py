@@ -24,6 +24,7 @@ SIDES = (64, 96, 128, 224)  # pixels: the first that a model can be built for
 CLASSES = 10
 ROUNDING = {"efficientnet": 0.15}  # in bfloat16: the random lite0, all ReLU6, moves by 0.11
 QUIET = {"mpcvit": 4.0, "turbovit": 4.0}  # starts that hardly hear the image: weights × this
+STEEP = {"medvitv2": 0.3}  # in bfloat16: each KAN's narrow bumps treble the rounding of its input
 STRAIGHT_THROUGH = ("shiftaddvit",)  # codes have no slope, and get another's gradient
 WRONG = {  # sizes that no model can have
     "img_size": (0, "large", (64,), 64.5),
@@ -151,6 +152,8 @@ def test_next_step(model, step):
     stem, _ = named(model)
     if step is models.autocast_runs_everywhere and stem in ROUNDING:
         step = partial(step, rounding=ROUNDING[stem])
+    if step in (models.autocast_runs_everywhere, models.half_precision_runs) and stem in STEEP:
+        step = partial(step, rounding=STEEP[stem])
     if step is models.gradient_of_one_image_is_right and stem in STRAIGHT_THROUGH:
         step = partial(step, slope_too=False)
     step(partial(build, model), inputs(model))
@@ -203,9 +206,10 @@ def test_blocks_are_dropped_in_training_alone(model):
     if "drop_path_rate" not in kind:
         pytest.skip("no stochastic depth")
     dropping = build(model, drop_path_rate=0.5)
+    whole = build(model, drop_path_rate=0.0)  # calibrated outside of the next mode, like the other
     images = inputs(model)
     with torch.inference_mode():
-        assert torch.equal(dropping(images), build(model, drop_path_rate=0.0)(images))
+        assert torch.equal(dropping(images), whole(images))
         dropping.train()
         first, *others = [models.logits_of(dropping(images)) for _ in range(8)]
         assert not all(torch.equal(first, other) for other in others)

@@ -28,7 +28,6 @@ Multiply-adds for N tokens of width C: attention 4·N·C² + 2·N·C·k², a KAN
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -48,10 +47,7 @@ BUMP_WIDTH = 0.33
 
 
 def neighbours(length: int, window_size: int, dilation: int = 1, device=None) -> Tensor:
-    """Which keys each query of an axis sees: (length, window_size) positions, in rising order.
-
-    Raises `ValueError` unless window_size is odd and window_size · dilation ≤ length.
-    """
+    """Which keys each query of an axis sees: positions (length, window_size), in rising order."""
     check_window((length,), (window_size,), (dilation,))
     position = torch.arange(length, device=device)
     residue = position % dilation  # r: tokens of another remainder are never seen
@@ -122,15 +118,12 @@ class KANLayer(nn.Module):
 class KAN(nn.Sequential):
     """KAN layers from width to width, nothing between them: (…, dims[0]) -> (…, dims[-1])."""
 
-    def __init__(self, dims: Sequence[int]):
+    def __init__(self, dims: tuple[int, ...]):
         super().__init__(*(KANLayer(*pair) for pair in pairwise(dims)))
 
 
 def to_tokens(x: Tensor, layout: str) -> Tensor:
-    """(b, c, h, w) -> (b, h, w, c).
-
-    permuted: a token is a place, with all channels. official: c numbers in a row of one channel.
-    """
+    """(b, c, h, w) -> (b, h, w, c): "official" tokens are c numbers in a row of one channel."""
     b, c, h, w = x.shape
     return x.reshape(b, h, w, c) if layout == "official" else x.permute(0, 2, 3, 1)
 
@@ -178,10 +171,9 @@ def on_all_tokens(weights: Tensor, window_size: tuple, dilation: tuple) -> Tenso
     b, heads, height, width, _ = weights.shape
     rows = neighbours(height, window_size[0], dilation[0], weights.device)
     columns = neighbours(width, window_size[1], dilation[1], weights.device)
-    index = rows[:, None, :, None] * width + columns[None, :, None, :]  # (h, w, k, k)
-    index = index.reshape(height * width, -1).expand(b, heads, -1, -1)
+    index = (rows[:, None, :, None] * width + columns[None, :, None, :]).flatten(2).flatten(0, 1)
     empty = weights.new_zeros(b, heads, height * width, height * width)
-    return empty.scatter(3, index, weights.flatten(2, 3))
+    return empty.scatter(3, index.expand(b, heads, -1, -1), weights.flatten(2, 3))
 
 
 def hard_sigmoid(x: Tensor) -> Tensor:
@@ -190,17 +182,14 @@ def hard_sigmoid(x: Tensor) -> Tensor:
 
 
 class LocalFeedForward(nn.Module):
-    """Widen, filter each channel, reweight by the channels' means, narrow: (b, dim, h, w) -> same.
-
-    `ratio` channels see the means, as the official code divides the hidden width by dim.
-    """
+    """Widen, filter each channel, gate by means, narrow: (b, dim, h, w) -> (b, dim, h, w)."""
 
     def __init__(self, dim: int, ratio: int, kernel_size: int):
         super().__init__()
         hidden_dim = ratio * dim
         self.expand = ConvNorm(dim, hidden_dim)
         self.depthwise = ConvNorm(hidden_dim, hidden_dim, kernel_size, groups=hidden_dim)
-        self.squeeze = nn.Linear(hidden_dim, ratio)
+        self.squeeze = nn.Linear(hidden_dim, ratio)  # the official code divides by dim: 3 channels
         self.excite = nn.Linear(ratio, hidden_dim)
         self.project = ConvNorm(hidden_dim, dim)
 

@@ -519,6 +519,14 @@ def test_a_kan_has_eight_times_an_mlps_weights():
     assert weights_of_bumps == 8 * (64 * 128 + 128 * 64)
 
 
+def test_a_softmax_lets_one_label_pass_at_most():
+    """What the training script does to 14 labels that are trained one by one."""
+    logits = torch.full((1, 14), 4.0)
+    assert (logits.sigmoid() > 0.5).all()
+    assert not (logits.softmax(1) > 0.5).any()
+    assert (torch.randn(1000, 14).softmax(1) > 0.5).sum(1).max() == 1
+
+
 # -- corruptions and errors
 
 
