@@ -25,7 +25,7 @@ PAPER = Paper(
             kind="out_of_reach",
             needs="the unpublished architecture and weights, ImageNet-1k",
             command=(
-                "none exists: neither code, widths nor weights were published; the chapter counts "
+                "none known: we found neither code, widths nor weights; the chapter counts "
                 "which Hiera-shaped designs satisfy the bound"
             ),
         ),
@@ -39,7 +39,7 @@ PAPER = Paper(
             kind="out_of_reach",
             needs="the unpublished architecture and weights, ImageNet-1k",
             command=(
-                "none exists: neither code, widths nor weights were published; the chapter counts "
+                "none known: we found neither code, widths nor weights; the chapter counts "
                 "which Hiera-shaped designs satisfy the bound"
             ),
         ),
@@ -49,7 +49,7 @@ PAPER = Paper(
             reported="over 3.21× lower latency, over 3.18× higher throughput",
             kind="out_of_reach",
             needs="the unpublished architecture and a GPU",
-            command="none exists: neither code, widths nor weights were published",
+            command="none known: we found neither code, widths nor weights",
         ),
         Claim(
             id="turbovit.4",
@@ -68,7 +68,9 @@ PAPER = Paper(
             rule=(
                 "supports if control > 3 and chance > 3 * chance_error and trivial > 3 * "
                 "trivial_error; contradicts if control > 3 and (chance < -3 * chance_error or "
-                "trivial < -3 * trivial_error)"
+                "trivial < -3 * trivial_error); where control is the lead over luck in the world "
+                "where choices add up, in its standard errors, chance the lead over luck among "
+                "the trained designs, trivial that over the better of smallest and largest"
             ),
         ),
         Claim(
@@ -105,10 +107,13 @@ PAPER = Paper(
             statement=(
                 "Hiera-shaped networks exist within the bounds that follow from the paper's ratios."
             ),
-            reported="under 12.7 M parameters and 2.21 G multiply-adds",
+            reported="the ratios; the bounds, 12.7 M and 2.21 G, follow by division",
             kind="identity",
             # within: designs of the chapter's space that meet both bounds.
-            rule="supports if within > 0; contradicts if within <= 0",
+            rule=(
+                "supports if within > 0; contradicts if within <= 0; where within is the number of "
+                "random designs that meet both bounds"
+            ),
         ),
     ),
     differences=(

@@ -2,14 +2,17 @@
 
 from shared.exercises import Answers, mutations
 
-UNROLL = """
-def unrolled(side, times):
-    places = torch.arange(side * side).view(1, side, side)
-    for _ in range({times}):
-        places = rearrange(places, "{pattern}", y=2, x=2)
-    return places.flatten().tolist()
+LUCK = """
+def luck(loud, true, budget):
+    total, left = 0.0, 1.0
+    order = sorted(zip(loud, true), reverse={down})
+    for louder, (_, quality) in enumerate(order):
+        chance = min(1.0, {chance})
+        total += left * chance * quality
+        left *= {kept}
+    return total
 """
-PATTERN = "p (h y) (w x) -> (p y x) h w"
+CHANCE = "budget / (len(loud) - louder)"
 
 COUNT = """
 def parameters_of(d, out, hidden):
@@ -30,13 +33,13 @@ LEAF = "float(allowed(picks))"
 
 ANSWERS = {
     1: Answers(
-        right=[UNROLL.format(times="times", pattern=PATTERN)],
+        right=[LUCK.format(down="True", chance=CHANCE, kept="1 - chance")],
         wrong=[
-            UNROLL.format(times="times", pattern="p (h y) (w x) -> (p x y) h w"),
-            UNROLL.format(times="times", pattern="p (y h) (x w) -> (p y x) h w"),
-            UNROLL.format(times="times", pattern="p (h y) (w x) -> (y x p) h w"),
-            UNROLL.format(times="1", pattern=PATTERN),  # one pooling only
-            "def unrolled(side, times):\n    return list(range(side * side))",
+            LUCK.format(down="False", chance=CHANCE, kept="1 - chance"),  # the quietest
+            LUCK.format(down="True", chance="budget / len(loud)", kept="1 - chance"),
+            LUCK.format(down="True", chance=CHANCE, kept="1"),  # delivered with every set
+            "def luck(loud, true, budget):\n    return sum(true) / len(true)",
+            "def luck(loud, true, budget):\n    return max(zip(loud, true))[1]",
         ],
     ),
     2: Answers(
