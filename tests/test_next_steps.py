@@ -154,14 +154,14 @@ def test_outputs_depend_on_inputs(model):
 
 def test_next_step(model, step):
     stem, _ = named(model)
-    if step is models.autocast_runs_everywhere and stem in ROUNDING:
-        step = partial(step, rounding=ROUNDING[stem])
-    if step in (models.autocast_runs_everywhere, models.half_precision_runs) and stem in STEEP:
+    if step is models.autocast_runs_everywhere:
+        pixels = options(model)["img_size"] ** 2 if stem in models.DENSE else 1
+        rounding = STEEP.get(stem, ROUNDING.get(stem, 0.1))
+        step = partial(step, rounding=rounding, loss_scale=1 / pixels)
+    if step is models.half_precision_runs and stem in STEEP:
         step = partial(step, rounding=STEEP[stem])
-    if step is models.gradient_of_one_image_is_right and stem in STRAIGHT_THROUGH:
-        step = partial(step, slope_too=False)
-    if step is models.gradient_of_one_image_is_right and stem in KINKS:
-        step = partial(step, length=KINKS[stem])
+    if step is models.gradient_of_one_image_is_right:
+        step = partial(step, slope_too=stem not in STRAIGHT_THROUGH, length=KINKS.get(stem, 1e-6))
     step(partial(build, model), inputs(model))
 
 

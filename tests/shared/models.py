@@ -266,10 +266,13 @@ def meta_device_then_load_is_right(build: Build, images: Tensor) -> None:
         assert torch.equal(empty.eval()(images), model(images))
 
 
-def autocast_runs_everywhere(build: Build, images: Tensor, rounding: float = 0.1) -> None:
+def autocast_runs_everywhere(
+    build: Build, images: Tensor, rounding: float = 0.1, loss_scale: float = 1.0
+) -> None:
     """bfloat16 forward and backward in training, in evaluation and fused; float16 in evaluation.
 
-    rounding: how far bfloat16 may move the outputs.
+    rounding: how far bfloat16 may move the outputs; loss_scale: of the loss in float16, which has
+    no room for the gradients of a sum over all pixels.
     """
     model = build()
     with torch.no_grad():
@@ -284,7 +287,7 @@ def autocast_runs_everywhere(build: Build, images: Tensor, rounding: float = 0.1
     model.zero_grad()
     with torch.autocast("cpu", torch.float16):
         outputs = model(images)
-    outputs.float().square().sum().backward()
+    (loss_scale * outputs.float().square().sum()).backward()
     assert error(outputs.detach().float(), wanted) < 0.05 and without_gradient(model) == []
 
 
