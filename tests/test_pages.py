@@ -14,9 +14,12 @@ import pytest
 pytest.importorskip("sphinx", reason="needs the extra 'book'")
 pytest.importorskip("quickjs", reason="needs the extra 'book'")
 
+from docutils import nodes
+
 from refimpl import golden, model_index
 from refimpl_book import (
     api,
+    cells,
     evidence,
     html,
     modules,
@@ -263,11 +266,11 @@ def test_what_is_given_on_is_found_where_it_is_written():
 
 
 def test_uses_are_read_from_a_notebook_s_cells(tmp_path):
-    cells = [
+    given = [
         "%pip install x\nif True:\n    !ls\nfrom refimpl import lab, viz",
         "from refimpl.layers import ConvNorm\nlab.measure.compare(1)",
     ]
-    text = {"cells": [{"cell_type": "code", "source": [cell]} for cell in cells]}
+    text = {"cells": [{"cell_type": "code", "source": [cell]} for cell in given]}
     notebook = tmp_path / "a.ipynb"
     notebook.write_text(json.dumps(text), encoding="utf-8")
     assert modules.uses(notebook) == {"refimpl.layers", "refimpl.lab.measure.timing"}
@@ -341,3 +344,41 @@ def test_with_an_address_every_page_has_a_card(tmp_path, monkeypatch):
     assert made.count('name="description"') == 1
     assert 'property="og:description" content="A sentence of some length' in made
     assert f'property="og:url" content="{home}index.html"' in made
+
+
+def code_cell(text: str, shows: str = "", hide: str | None = "input") -> nodes.container:
+    """A cell as MyST-NB makes it."""
+    cell = nodes.container("", nb_element="cell_code", cell_metadata={"tags": []})
+    if hide:
+        cell["hide_mode"] = hide
+    cell += nodes.container("", nodes.literal_block("", text), nb_element="cell_code_source")
+    output = nodes.container("", nb_element="cell_code_output")
+    if shows:
+        output += nodes.paragraph("", shows)
+    cell += output
+    return cell
+
+
+def test_folded_cells_that_show_nothing_open_with_the_next():
+    section = nodes.section("", nodes.title("", "See it"))
+    section += [code_cell("a = 1"), code_cell("b = 2"), code_cell("print(a)", shows="1")]
+    section += [nodes.paragraph("", "text"), code_cell("c = 3"), code_cell("heart", hide=None)]
+    section += [code_cell("d = 4"), code_cell("e = 5")]
+    setup = code_cell("import x")
+    chapter = nodes.section("", nodes.title("", "Paper"), setup, code_cell("y = 1"), section)
+    cells.fold(nodes.container("", chapter))
+    found = [(cells.source(cell), cell.get("prompt_show")) for cell in cells.cells(chapter)]
+    assert found == [
+        ("import x", "Show how this was computed"),
+        ("y = 1", "Show how this was computed"),
+        ("a = 1\n\nb = 2\n\nprint(a)", "Show how this was computed · 3 cells"),
+        ("c = 3", "Show how this was computed"),
+        ("heart", None),
+        ("d = 4\n\ne = 5", "Show how this was computed · 2 cells"),
+    ]
+    cells.mark_runs(chapter)
+    shown = [raw.astext() for raw in chapter.findall(nodes.raw)]
+    assert [text.split(">")[1].split("<")[0] for text in shown[-2:]] == [
+        "code · 3 cells",
+        "code · 4 cells",
+    ]

@@ -87,6 +87,39 @@ def fold(tree: nodes.Element) -> None:
             cell["hide_mode"] = "input"
         if cell.get("hide_mode"):
             cell["prompt_show"], cell["prompt_hide"] = prompts(cell)
+    for section in tree.findall(nodes.section):
+        if isinstance(section.parent, nodes.section):  # the set-up stands before them
+            gather_silent(section)
+
+
+def gather_silent(section: nodes.section) -> None:
+    """Folded cells in a row open by one line: those that show nothing move into the next's fold."""
+    silent: list[nodes.Element] = []
+    for child in [*section.children, None]:
+        folded = child is not None and is_cell(child) and child.get("hide_mode") == "input"
+        if not folded:
+            gather(silent)
+            silent = []
+            continue
+        silent.append(child)
+        output = part(child, "output")
+        if output is not None and output.children:
+            gather(silent)
+            silent = []
+
+
+def gather(run: list[nodes.Element]) -> None:
+    """The code of all in the fold of the last."""
+    if len(run) < 2:
+        return
+    *before, last = run
+    code = part(last, "source")
+    code[:0] = [block for cell in before for block in part(cell, "source").children]
+    for cell in before:
+        cell.parent.remove(cell)
+    last["cells"] = len(run)
+    for prompt in ("prompt_show", "prompt_hide"):
+        last[prompt] += f" · {len(run)} cells"
 
 
 def prompts(cell: nodes.Element) -> tuple[str, str]:
@@ -115,7 +148,8 @@ def mark_runs(tree: nodes.Element) -> None:
                 run.append(child)
                 continue
             if run:
-                parent.insert(parent.index(run[0]), raw(unfold_button(len(run))))
+                count = sum(cell.get("cells", 1) for cell in run)
+                parent.insert(parent.index(run[0]), raw(unfold_button(count)))
             run = []
     for cell in cells(tree):
         if not tells_a_story(cell):
