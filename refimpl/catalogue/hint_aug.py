@@ -29,6 +29,12 @@ PAPER = Paper(
             ),
             reported="+0.04 to +32.91 points over five data sets, three tuning methods, 1–16 shots",
             kind="miniature",
+            rule=(
+                "supports if least_sure > 0; contradicts if most_sure < -1; where both are in "
+                "points over the weakest gain against three rivals of as many steps (a second "
+                "plain step, noise in the detected patch, erasing of a random patch): its mean "
+                "minus, and plus, two standard errors over draws"
+            ),
         ),
         Claim(
             id="hint_aug.2",
@@ -49,6 +55,11 @@ PAPER = Paper(
             ),
             reported="attention maps before and after tuning",
             kind="miniature",
+            rule=(
+                "supports if least_ratio > 3; contradicts if most_ratio <= 1.5; where ratio is "
+                "how often the detector chooses the patch that carries the shortcut, over "
+                "chance, least and most over ways of tuning"
+            ),
         ),
         Claim(
             id="hint_aug.4",
@@ -61,24 +72,45 @@ PAPER = Paper(
                 "−2.57 points"
             ),
             kind="miniature",
+            rule=(
+                "supports if least_sure > 0; contradicts if most_sure < -1; where both are in "
+                "points over the weakest gain against the three other attacks: its mean minus, "
+                "and plus, two standard errors over draws"
+            ),
         ),
         Claim(
             id="hint_aug.5",
             statement="Detector and confusion label each help alone, and most together.",
             reported="+1.04 to 2.28 and +2.10 to 4.27 points alone",
             kind="miniature",
+            rule=(
+                "supports if least_sure > 0; contradicts if most_sure < -1; where both are in "
+                "points over the weakest of three gains (detector alone and label alone over a "
+                "second plain step, both over each alone): its mean minus, and plus, two "
+                "standard errors over draws"
+            ),
         ),
         Claim(
             id="hint_aug.6",
             statement="Accuracy hardly depends on the radius of the attack.",
             reported="0.03–0.21 points for a fivefold radius",
             kind="miniature",
+            rule=(
+                "supports if apart + 2 * spread < 1 and sure > 0; contradicts if apart - 2 * "
+                "spread > 1; where apart is by how many points the attack with a fifth of the "
+                "radius is off the full one, on the known patch, spread its standard error, "
+                "sure the full one's gain over a second plain step minus two standard errors"
+            ),
         ),
         Claim(
             id="hint_aug.7",
             statement="As released, the attack equals plain noise in the chosen patches.",
             reported="not a claim of the paper: found in the released code",
             kind="identity",
+            rule=(
+                "supports if different == 0; contradicts otherwise; where different is how many "
+                "pixels of the released attack's recorded outputs differ from plain noise"
+            ),
         ),
     ),
     differences=(

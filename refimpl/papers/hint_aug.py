@@ -62,27 +62,29 @@ def hint_augmented(
     patch = torch.where(fired, drift.argmax(1), after.argmax(1))  # p
     likely = likely.scatter(1, labels[:, None], 0.0)  # C_iy of each image's y, its own 0
     target = (likely / likely.sum(1, keepdim=True)).softmax(1)  # softmax t: (b, k)
-    disturbed = pushed(model, images, patch, target, epsilon, bounds)
+    inside = patch_mask(model, patch[:, None])  # (b, 1, h, w)
+    disturbed = pushed(model, images, inside, target, epsilon, bounds)
     return disturbed, patch, fired
 
 
 def pushed(
     model: TunedTransformer,
     images: Tensor,
-    patch: Tensor,
+    inside: Tensor,
     target: Tensor,
     epsilon: Bound,
     bounds: tuple[Bound, Bound] = (0.0, 1.0),
 ) -> Tensor:
-    """One signed-gradient step of patch (b,) down the cross-entropy to target (b, k), clipped.
+    """Pixels inside, one signed-gradient step down the cross-entropy to target (b, k), clipped.
 
-    epsilon: the step, in the images' units; bounds: of a valid pixel.
+    inside: (b, 1, h, w) bool; epsilon: the step, in the images' units, below 0 to climb; bounds: of
+    a valid pixel.
     """
     leaf = images.detach().requires_grad_()
     loss = F.cross_entropy(model(leaf), target, reduction="sum")  # each image has its own slope
     (slope,) = torch.autograd.grad(loss, leaf)
     moved = (images - epsilon * slope.sign()).clamp(*as_tensors(bounds, images))
-    return torch.where(patch_mask(model, patch[:, None]), moved, images)
+    return torch.where(inside, moved, images)
 
 
 # ---- Where: attention scores
@@ -219,19 +221,16 @@ class HintAug:
         if self.confusion is None:
             return images
         check_labels(labels, self.num_classes)
-        asked = (self.pretrained, model)
-        scores = tuple(attention_scores(net, images, self.block, self.query) for net in asked)
-        epsilon, *bounds = as_tensors((self.epsilon, *self.bounds), images)
-        return hint_augmented(
-            model,
-            images,
-            labels,
-            scores,
-            self.confusion[labels],
-            epsilon,
-            self.threshold,
-            tuple(bounds),
-        )[0]
+        likely = self.confusion[labels]
+        epsilon, low, high = as_tensors((self.epsilon, *self.bounds), images)
+        limits = (epsilon, self.threshold, (low, high))
+        training = model.training
+        model.eval()  # asked without dropout
+        before = attention_scores(self.pretrained, images, self.block, self.query)
+        after = attention_scores(model, images, self.block, self.query)
+        disturbed, *_ = hint_augmented(model, images, labels, (before, after), likely, *limits)
+        model.train(training)
+        return disturbed
 
 
 Augment = Callable[[TunedTransformer, Tensor, Tensor], Tensor]  # model, images, labels -> images
