@@ -34,7 +34,8 @@ PAPER = Paper(
             id="building_unetpp.1",
             statement=(
                 "With EfficientNet-B4 the mean accuracy, the mean IoU and the mean precision are "
-                "92.23, 88.32 and 93.2 %: numbers that can hold together."
+                "92.23, 88.32 and 93.2 %: numbers that can hold together under some of the usual "
+                "definitions."
             ),
             reported="92.23, 88.32 and 93.2 % on Massachusetts Buildings",
             kind="identity",
