@@ -36,7 +36,7 @@ test_exercise = mutations(
                 precision("return breast.at_shares(confusion, counts).precision"),
                 precision(
                     "rates = rows / rows.sum(1, keepdim=True)\n"
-                    "    return rates.diagonal() * counts / (counts @ rates)"
+                    "    return rates.diagonal() * counts / (counts.double() @ rates)"
                 ),
             ],
             wrong=[
