@@ -66,7 +66,7 @@ PAPER = Paper(
                 "A policy trained on both scores finds better topologies than random draws of the "
                 "same number."
             ),
-            reported="seed topology 8,2,3 / 4,1,2 / 4,1,4 / 4,1,6 / 32",
+            reported="one topology, found for ImageNet, grown into the family",
             kind="miniature",
             # place: of the policy's final choice among all trained topologies by accuracy, 0 best,
             # 1 worst, mean over policies; rival_place: of the best by both ranks among random draws
@@ -151,7 +151,10 @@ PAPER = Paper(
             statement="One growing run from the found topology passes through all three networks.",
             reported="Small, Base and Large from one run",
             kind="out_of_reach",
-            needs="a GPU, ImageNet images for the kernel, and the authors' log of the run",
+            needs=(
+                "the authors' log of the run: the released rule does not lead from Small to Base, "
+                "but another may have been used"
+            ),
             command="python ./search/grow.py  # official repository, after its reinforce.py",
         ),
     ),
