@@ -110,7 +110,7 @@ class RoutedBlock(EvaBlock):
         self.bridge = bridge
 
     def forward(self, x: Tensor, rotation: Rotation, scores: Tensor) -> Tensor:
-        """scores: log p of each token, (b, h, w), on any scale that only orders them."""
+        """scores: log p of each token, (b, h, w); of the salient ones only the order counts."""
         side, grid = self.window_size, x.shape[1:3]
         tokens = padded_windows(x, side)  # (b · windows, n, dim)
         scores = padded_windows(scores[..., None], side, PADDING_SCORE)[..., 0]
