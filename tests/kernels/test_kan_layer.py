@@ -47,7 +47,7 @@ def test_more_tokens_than_a_tile_holds(backend, tokens):
 
 def test_cost_counts_eight_products_for_one():
     work = cost(**example("large"))
-    assert work.flops == 1568 * 8 * 192 * (2 * 384 + 10)
+    assert work.flops == 196 * 8 * 192 * (2 * 384 + 10)
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,8 @@ def example(
     size: str = "small", seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> dict:
     """Arguments: 5 tokens, 6 → 4; or ("large") the first KAN layer of MedViTV2-tiny's third stage,
-    8 images of 224 pixels: 14 × 14 tokens each, 192 → 384."""
-    n, c, out = (5, 6, 4) if size == "small" else (8 * 14 * 14, 192, 384)
+    one image of 224 pixels: 14 × 14 tokens, 192 → 384."""
+    n, c, out = (5, 6, 4) if size == "small" else (14 * 14, 192, 384)
     g = torch.Generator().manual_seed(seed)
     made = {
         "x": torch.randn(n, c, generator=g),
