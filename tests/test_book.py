@@ -169,7 +169,8 @@ def check_narrow(browser) -> None:
         """const least = (image) =>
              parseFloat(getComputedStyle(image).getPropertyValue('--least') || 0);
            return [...document.querySelectorAll('article img')]
-             .filter((image) => image.checkVisibility() && !image.closest('.chapter-card, .chapter-lead'))
+             .filter((image) => image.checkVisibility()
+               && !image.closest('.chapter-card, .chapter-lead'))
              .filter((image) => image.getBoundingClientRect().width < least(image) - 1)
              .map((image) => image.getAttribute('src'))"""
     )

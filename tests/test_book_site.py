@@ -165,7 +165,7 @@ def test_both_spellings_find_the_same(search, british, american):
 
 
 def place_of(stem: str) -> str:
-    """Where a paper is read: its chapter, or its lines on the part's page as long as it has none."""
+    """Where a paper is read: its chapter, or as long as it has none, the part's page."""
     (paper,) = (paper for paper in sources.papers() if paper.stem == stem)
     if sources.written(stem):
         return f"notebooks/{stem}.html"
