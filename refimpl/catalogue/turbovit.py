@@ -23,7 +23,7 @@ PAPER = Paper(
             statement="TurboViT is over 2.47 times smaller than FasterViT-0 at the same accuracy.",
             reported="hence under 12.7 M parameters at 82.1 % top-1",
             kind="out_of_reach",
-            needs="the unpublished architecture and weights, ImageNet-1k",
+            needs="the architecture, which the abstract does not give, and weights, ImageNet-1k",
             command=(
                 "none known: we found neither code, widths nor weights; the chapter counts "
                 "which Hiera-shaped designs satisfy the bound"
@@ -37,7 +37,7 @@ PAPER = Paper(
             ),
             reported="hence under 2.21 G; +0.9 points",
             kind="out_of_reach",
-            needs="the unpublished architecture and weights, ImageNet-1k",
+            needs="the architecture, which the abstract does not give, and weights, ImageNet-1k",
             command=(
                 "none known: we found neither code, widths nor weights; the chapter counts "
                 "which Hiera-shaped designs satisfy the bound"
@@ -48,7 +48,7 @@ PAPER = Paper(
             statement="TurboViT is several times faster than FasterViT-0.",
             reported="over 3.21× lower latency, over 3.18× higher throughput",
             kind="out_of_reach",
-            needs="the unpublished architecture and a GPU",
+            needs="the architecture, which the abstract does not give, and a GPU",
             command="none known: we found neither code, widths nor weights",
         ),
         Claim(
