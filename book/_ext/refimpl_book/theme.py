@@ -123,7 +123,9 @@ def named_tree(generate, pagename: str, pathto):
             if stem in names:
                 page.string = names[stem]
             elif stem.startswith("book/api/refimpl"):
-                page.string, depth = modules.short_name(stem.removeprefix("book/api/"))
+                name, depth = modules.short_name(stem.removeprefix("book/api/"))
+                page.clear()
+                page.append(BeautifulSoup(html.breakable(name), "html.parser"))
                 page["class"] = [*page["class"], "module", f"below-{depth}"]
         key = docname.removeprefix("book/parts/")
         if key in sources.parts():
