@@ -265,6 +265,8 @@ def test_compared_cells_print_rounded_numbers(stem):
     """
     for cell in tagged(read(stem), "nbval-check-output"):
         assert not any(map(is_picture, cell.outputs)), "nbval never compares pictures"
+        hides = cell.source.rstrip().endswith(";")
+        assert not hides, "nbval's kernel keeps no history, and shows what a semicolon hides"
         text = "".join(
             o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in cell.outputs
         )
