@@ -64,10 +64,6 @@ def plain(model: nn.Module, images: Tensor, label: Tensor) -> int:
     return counted(lambda: F.cross_entropy(model(images), label).backward())
 
 
-def row(paper: str, before: str, during: str, after: str) -> list[str]:
-    return [paper, before, during, after]
-
-
 def of_tinyvit() -> list[str]:
     """5M learns from stored labels; the rival asks 21M in every step."""
     student, teacher = built("tinyvit_5m"), built("tinyvit_21m")
@@ -80,13 +76,13 @@ def of_tinyvit() -> list[str]:
     with torch.no_grad():
         asked = counted(lambda: teacher(images))
     disk = storage_bytes(1_281_167, 300, 10) / 2**30
-    return row(
+    return [
         "TinyViT-5M",
         f"its teacher once for each image and epoch, and {disk:.0f} GiB (ImageNet, 300 epochs)",
         f"{stored / alone:.2f} of a step with labels (a live teacher of 21M:"
         f" {(stored + asked) / alone:.2f})",
         "nothing",
-    )
+    ]
 
 
 def of_deit_lt() -> list[str]:
@@ -106,12 +102,12 @@ def of_deit_lt() -> list[str]:
         sum(deit_lt.two_experts_loss(student, asked, images, label)).backward()
 
     tokens = student.layout.prefix + student.layout.grid[0] * student.layout.grid[1]
-    return row(
+    return [
         "DeiT-LT, base",
         "a convolutional teacher is trained",
         f"{counted(step) / alone:.2f} of a step without teacher and second token",
         f"one token more, {tokens} instead of {tokens - 1}",
-    )
+    ]
 
 
 def of_hint_aug() -> list[str]:
@@ -128,12 +124,12 @@ def of_hint_aug() -> list[str]:
 
     costs = step(None), step(augment)
     share = sum(p.numel() for p in learned) / measure.parameters(model)
-    return row(
+    return [
         "Hint-Aug, adapters",
         "a pretrained network is needed, and stays in memory",
         f"{costs[1] / costs[0]:.2f} of a tuning step without it; {share:.1%} of the weights learn",
         "the adapters",
-    )
+    ]
 
 
 def of_vivit() -> list[str]:
@@ -142,12 +138,12 @@ def of_vivit() -> list[str]:
     few = vivit.step_macs(built("vivit_fe_b16x2_k400", num_frames=8))
     second = vivit.second_stage(built("vivit_fe_b16x2_k400"), 32)
     macs = vivit.forward_macs(second)
-    return row(
+    return [
         "Optimizing ViViT, base",
         f"a first stage, {few / full:.2f} of a full step for each of its steps (8 frames)",
         f"{vivit.step_macs(second) / full:.2f} of a full step",
         f"the adapter, {macs['adapter'] / sum(macs.values()):.4%} of the multiply-adds",
-    )
+    ]
 
 
 def text() -> str:

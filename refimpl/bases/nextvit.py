@@ -125,6 +125,16 @@ class PooledAttention(nn.Module):
         self.probe(lambda: attention_map(q, k))
         return self.proj(rearrange(attention(q, k, v), "b heads n d -> b n (heads d)"))
 
+    def take_norm_before(self, norm: nn.BatchNorm2d) -> None:
+        """In place: a norm of the tokens goes into the products, and so does the one of the means.
+
+        Averaging commutes with norms, so keys and values take both.
+        """
+        self.q = fold_norms_before([norm], self.q)
+        self.k = fold_norms_before([norm, self.norm], self.k)
+        self.v = fold_norms_before([norm, self.norm], self.v)
+        self.norm = nn.Identity()
+
 
 class ConvBlock(nn.Module):
     """(b, in_chans, h, w) -> (b, dim, ⌈h/stride⌉, ⌈w/stride⌉), convolutions alone."""
@@ -198,13 +208,10 @@ class TransformerBlock(nn.Module):
 
     def fuse(self) -> TransformerBlock:
         fused = copy.deepcopy(self)
-        mhsa = fused.e_mhsa
-        mhsa.q = fold_norms_before([self.norm1], mhsa.q)
-        mhsa.k = fold_norms_before([self.norm1, mhsa.norm], mhsa.k)
-        mhsa.v = fold_norms_before([self.norm1, mhsa.norm], mhsa.v)
+        fused.e_mhsa.take_norm_before(self.norm1)
+        fused.norm1 = nn.Identity()
         fused.mlp.fc1 = fold_norms_before([self.norm2], self.mlp.fc1)
-        for owner, name in ((fused, "norm1"), (mhsa, "norm"), (fused, "norm2")):
-            setattr(owner, name, nn.Identity())
+        fused.norm2 = nn.Identity()
         return fused
 
 

@@ -14,14 +14,9 @@ from torch import Tensor, nn
 from refimpl.bases.deit import VisionTransformer
 from refimpl.deploy import linear_like
 from refimpl.deploy.deit import keep_class_token
+from refimpl.deploy.norms import affine
 from refimpl.layers import fold_norm
 from refimpl.papers.lgvit import LocalHead
-
-
-def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a norm in evaluation mode, (c,) each."""
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    return scale, norm.bias - scale * norm.running_mean
 
 
 class FusedLocalHead(nn.Module):

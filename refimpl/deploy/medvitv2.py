@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from refimpl.bases.nextvit import fold_norms_before
+from refimpl.deploy.norms import affine, fold_norms_before
 from refimpl.kernels.kan_layer import kan_layer
 from refimpl.kernels.neighbourhood_attention import neighbourhood_attention
 from refimpl.papers.medvitv2 import (
@@ -33,9 +33,9 @@ class Affine(nn.Module):
     @torch.no_grad()
     def __init__(self, norm: nn.BatchNorm2d):
         super().__init__()
-        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        scale, shift = affine(norm)
         self.register_buffer("scale", scale[:, None, None])
-        self.register_buffer("shift", (norm.bias - norm.running_mean * scale)[:, None, None])
+        self.register_buffer("shift", shift[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.shift, x, self.scale)
@@ -111,11 +111,7 @@ class FusedGlobalBlock(nn.Module):
         self.layout = block.layout
         self.patch_embed = block.patch_embed
         self.e_mhsa = block.e_mhsa
-        mhsa = block.e_mhsa
-        mhsa.q = fold_norms_before([block.norm1], mhsa.q)
-        mhsa.k = fold_norms_before([block.norm1, mhsa.norm], mhsa.k)
-        mhsa.v = fold_norms_before([block.norm1, mhsa.norm], mhsa.v)
-        mhsa.norm = nn.Identity()
+        self.e_mhsa.take_norm_before(block.norm1)
         self.projection = block.projection
         self.mhca = block.mhca
         self.norm2 = Affine(block.norm2)

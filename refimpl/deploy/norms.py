@@ -10,7 +10,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from refimpl.deploy import linear_like
 
@@ -34,6 +34,12 @@ def bare(norm: nn.LayerNorm) -> nn.LayerNorm:
     return nn.LayerNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
 
 
+def affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a batch norm in evaluation mode, (c,) each."""
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return scale, norm.bias - scale * norm.running_mean
+
+
 @torch.no_grad()
 def fold_norms_before(norms: Sequence[nn.Module], layer: nn.Conv2d | nn.Linear) -> nn.Module:
     """The map that computes layer(norm_n(… norm_1(x))) in evaluation mode: W' = W diag(s),
@@ -48,13 +54,11 @@ def fold_norms_before(norms: Sequence[nn.Module], layer: nn.Conv2d | nn.Linear) 
             f"kernel_size={layer.kernel_size}, padding={layer.padding} must be (1, 1) and (0, 0):"
             " the zeros of a padding do not go through the norm"
         )
-    norms = [norm for norm in norms if not isinstance(norm, nn.Identity)]
-    scale = torch.ones_like(norms[0].weight)
-    shift = torch.zeros_like(norms[0].bias)
-    for norm in norms:
-        s = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        shift = s * (shift - norm.running_mean) + norm.bias
-        scale = s * scale
+    first, *others = [norm for norm in norms if not isinstance(norm, nn.Identity)]
+    scale, shift = affine(first)
+    for norm in others:
+        s, t = affine(norm)
+        scale, shift = s * scale, s * shift + t
     folded = copy.deepcopy(layer)
     weight = layer.weight.flatten(1)  # (out, in)
     bias = weight @ shift if layer.bias is None else layer.bias + weight @ shift

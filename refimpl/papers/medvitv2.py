@@ -376,8 +376,7 @@ class MedViTV2(nn.Module):
 
 NAMES: dict[str, Rules] = {
     "official": [
-        (r"^stem\.(\d)\.", lambda m: f"stem.{2 * int(m[1])}."),
-        (r"^norm\.", "head.norm."),
+        *nextvit.NAMES["timm"],  # stem and last norm
         (r"^proj_head\.0\.", "head.fc."),
         (r"conv\.conv\.([013478])\.", lambda m: f"ffn.{FEED_FORWARD[m[1]]}."),
         (r"conv\.conv\.6\.fc\.0\.", "ffn.squeeze."),
